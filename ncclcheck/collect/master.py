@@ -1,0 +1,128 @@
+"""What this node can say of the master address: does the name resolve, does the port answer, and who is it that answers?"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import os
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import psutil
+
+from ncclcheck.model import Fact
+
+RESOLVE_BOUND = 5.0  # seconds
+CONNECT_BOUND = 3.0
+GREETING_BOUND = 2.0
+_ZMTP_SIGNATURE = (b"\xff", b"\x7f")  # first and tenth byte of what a ZeroMQ peer says first (ZMTP 3.1, greeting)
+_OTHER_PORTS = (22, 111, 1)  # asked only whether the host says anything at all; a refusal is an answer
+T = TypeVar("T")
+
+
+async def bounded(work: Callable[..., T], seconds: float, *args: Any) -> T:
+    """Run blocking work in a thread that nobody has to wait for. Raises TimeoutError; the thread is then left to end by itself."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(setter: Callable[[Any], None], value: Any) -> None:
+        if not future.done():
+            setter(value)
+
+    def run() -> None:
+        try:
+            result = work(*args)
+        except Exception as error:
+            outcome: tuple[Callable[[Any], None], Any] = (future.set_exception, error)
+        else:
+            outcome = (future.set_result, result)
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, *outcome)
+
+    threading.Thread(target=run, daemon=True).start()
+    return await asyncio.wait_for(future, seconds)
+
+
+async def resolve(name: str) -> list[str]:
+    """The addresses of a name, IPv4 first as the resolver orders them. Raises OSError (or TimeoutError) where it has none."""
+    infos = await bounded(socket.getaddrinfo, RESOLVE_BOUND, name, None, 0, socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(info[4][0]) for info in infos))
+
+
+def own(address: str, addresses: dict[str, list[str]]) -> bool:
+    """Whether an address is one of this node's."""
+    return ipaddress.ip_address(address).is_loopback or any(address in found for found in addresses.values())
+
+
+def loopback_by_name(name: str, resolved: list[str]) -> bool:
+    """A name, not an address and not `localhost`, that leads to this very machine: other nodes could not follow it."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return name != "localhost" and any(ipaddress.ip_address(address).is_loopback for address in resolved)
+    return False
+
+
+def listener(port: int) -> str:
+    """Who listens on a port of this machine: `python (pid 812, user a)`, or empty where that is not told."""
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port and connection.pid:
+                process = psutil.Process(connection.pid)
+                return f"{process.name()} (pid {process.pid}, user {process.username()})"
+    except (psutil.Error, OSError):
+        return ""
+    return ""
+
+
+async def look(host: str, name: str, address: str, port: int) -> Fact:
+    """Ask the master's port from outside any session; at most about 8 s. A fact of kind "master".
+
+    `answer` is one of: refused, unreachable, silent-host, filtered, closed, silent, zmq, other; `text` quotes what was seen.
+    """
+    answer, text = await _connect(address, port)
+    if answer == "timeout":
+        others = await asyncio.gather(*(_connect(address, other) for other in _OTHER_PORTS))
+        answer = "filtered" if any(kind in ("refused", "open") for kind, _ in others) else "silent-host"
+    elif answer == "open":
+        answer, text = await _greeting(address, port)
+    return Fact("master", host, fields={"name": name, "address": address, "port": port, "answer": answer, "text": text})
+
+
+async def _connect(address: str, port: int) -> tuple[str, str]:
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(address, port), CONNECT_BOUND)
+    except TimeoutError:
+        return "timeout", f"no answer from {address}:{port} in {CONNECT_BOUND:g} s"
+    except OSError as error:
+        text = f"connect to {address}:{port}: {os.strerror(error.errno or 0)} (errno {error.errno})"
+        return ("refused" if error.errno == errno.ECONNREFUSED else "unreachable"), text
+    writer.close()
+    return "open", ""
+
+
+async def _greeting(address: str, port: int) -> tuple[str, str]:
+    """What the listener says first. A ZeroMQ peer says its signature at once, and who has our port and protocol is one of us."""
+    try:
+        reader, writer = await asyncio.wait_for(asyncio.open_connection(address, port), CONNECT_BOUND)
+    except (OSError, TimeoutError) as error:
+        return "closed", f"{address}:{port} accepted once and then not again ({error})"
+    try:
+        writer.write(b"\xff" + bytes(8) + b"\x7f" + b"\x03")
+        data = await asyncio.wait_for(reader.read(64), GREETING_BOUND)
+        if len(data) == 10:
+            data += await asyncio.wait_for(reader.read(54), GREETING_BOUND)
+    except TimeoutError:
+        return "silent", f"{address}:{port} accepts connections and says nothing for {GREETING_BOUND:g} s"
+    except OSError as error:
+        return "closed", f"{address}:{port} accepts connections and drops them ({os.strerror(error.errno or 0)})"
+    finally:
+        writer.close()
+    if not data:
+        return "closed", f"{address}:{port} accepts connections and closes them"
+    if len(data) >= 10 and (data[:1], data[9:10]) == _ZMTP_SIGNATURE:
+        return "zmq", f"{address}:{port} answers as a ZeroMQ peer"
+    return "other", f"{address}:{port} answers {data[:40]!r}"

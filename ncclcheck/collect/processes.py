@@ -1,0 +1,88 @@
+"""What /proc says of a process: its state, what it waits for, what it used, whether it belongs to a run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_SHARED_NAMES = ("nccl-", "psm_", "torch_", "sem.mp-", "shm_", "[")  # as NCCL, Python, torch and vLLM name them
+_TICKS = os.sysconf("SC_CLK_TCK")
+STATES = {"R": "running", "S": "sleeping", "D": "in uninterruptible I/O", "T": "stopped", "t": "stopped by a debugger", "Z": "dead", "X": "dead"}
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One reading of /proc/PID/stat. `start` tells a process from a later one with the same pid."""
+
+    pid: int
+    state: str
+    ppid: int
+    start: int
+    cpu_seconds: float
+
+    @property
+    def stopped(self) -> bool:
+        """SIGSTOP, a debugger or a frozen cgroup."""
+        return self.state in "Tt"
+
+    @property
+    def dead(self) -> bool:
+        """A zombie: only its parent has not noticed yet."""
+        return self.state in "ZX"
+
+
+def read(pid: int) -> Process | None:
+    """The process now, or None where it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = text[text.rindex(")") + 2 :].split()
+    cpu = sum(int(ticks) for ticks in fields[11:15]) / _TICKS
+    return Process(pid, fields[0], int(fields[1]), int(fields[19]), cpu)
+
+
+def wchan(pid: int) -> str:
+    """The kernel function a process waits in; empty where that is not told."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/wchan").read_text().strip("0\n")
+    return ""
+
+
+def marked(*marks: str) -> Iterator[Process]:
+    """Processes whose environment carries all of these `NAME=value` marks (engine cores and workers inherit them)."""
+    wanted = [mark.encode() for mark in marks]
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit() or int(entry) == os.getpid():
+            continue
+        try:
+            environ = Path(f"/proc/{entry}/environ").read_bytes().split(b"\0")
+        except OSError:
+            continue  # gone, or another user's
+        if all(mark in environ for mark in wanted) and (process := read(int(entry))) and not process.dead:
+            yield process
+
+
+def shared_memory(pid: int) -> set[str]:
+    """The files of /dev/shm that a process has mapped."""
+    with contextlib.suppress(OSError):
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        return {path for line in lines if (path := line.partition("/dev/shm/")[2]) and not path.endswith(" (deleted)") and (path := f"/dev/shm/{path}")}
+    return set()
+
+
+def orphaned_shared_memory() -> list[str]:
+    """This user's NCCL, torch and vLLM files in /dev/shm that no living process has mapped."""
+    found: set[str] = set()
+    with contextlib.suppress(OSError), os.scandir("/dev/shm") as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                if entry.name.startswith(_SHARED_NAMES) and entry.stat(follow_symlinks=False).st_uid == os.getuid():
+                    found.add(entry.path)
+    if found:
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            found -= shared_memory(int(pid))
+    return sorted(found)

@@ -1,0 +1,105 @@
+"""Where a rank is in its code: asked politely (faulthandler, on SIGUSR2), else read from outside (py-spy)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+from ncclcheck.model import Evidence, Fact
+
+BOUND = 3.0  # seconds each way of asking may take
+_ANSWER = 1.0  # seconds in which a process that can answer has answered
+_FRAME = re.compile(r'  File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<name>\S+)')
+
+
+async def stack(rank: int, pid: int, folder: Path, stopped: bool) -> Fact:
+    """One rank's stack, innermost frame first, as a fact of kind "stack" (or "no-stack" with the reason).
+
+    `folder` holds the file into which the rank's faulthandler writes; only a rank of ours has one.
+    """
+    path = folder / f"rank{rank}.stack"
+    before = path.stat().st_size if path.exists() else None
+    if before is not None and not stopped:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGUSR2)
+        text = await _grown(path, before)
+        if text:
+            first_line = path.read_text(errors="replace")[: before or 0].count("\n") + 1
+            return _fact(rank, pid, text, "faulthandler", f"{folder.name}/{path.name}", first_line)
+    return await _py_spy(rank, pid, folder)
+
+
+async def _grown(path: Path, before: int) -> str:
+    """What was appended, once it has stopped growing; empty if nothing came in time."""
+    size = before
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_ANSWER):
+            while True:
+                await asyncio.sleep(0.05)  # a signal's answer is a file: there is nothing to wait on but its size
+                now = path.stat().st_size
+                if now > before and now == size:
+                    break
+                size = now
+    with open(path, "rb") as file:
+        file.seek(before)
+        return file.read().decode("utf-8", "replace")
+
+
+async def _py_spy(rank: int, pid: int, folder: Path) -> Fact:
+    program = shutil.which("py-spy", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    if not program:
+        return Fact("no-stack", rank=rank, pid=pid, fields={"reason": "the process does not answer and py-spy is not installed"})
+    process = await asyncio.create_subprocess_exec(
+        program, "dump", "--nonblocking", "--pid", str(pid), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        out, err = await asyncio.wait_for(process.communicate(), BOUND)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        return Fact("no-stack", rank=rank, pid=pid, fields={"reason": f"py-spy gave no answer in {BOUND:g} s"})
+    text = out.decode("utf-8", "replace")
+    if process.returncode or not text.strip():
+        reason = (err.decode("utf-8", "replace").strip().splitlines() or ["no output"])[-1]
+        hint = " (CAP_SYS_PTRACE is missing)" if "ermission" in reason else ""
+        return Fact("no-stack", rank=rank, pid=pid, fields={"reason": f"py-spy: {reason}{hint}"})
+    path = folder / f"rank{rank}.py-spy.txt"
+    path.write_text(text)
+    return _fact(rank, pid, text, "py-spy", f"{folder.name}/{path.name}", 1)
+
+
+def _fact(rank: int, pid: int, text: str, source: str, file: str, first_line: int) -> Fact:
+    frames, quoted = main_thread(text)
+    line = next((index for index, row in enumerate(text.split("\n")) if row == quoted), 0)
+    return Fact("stack", rank=rank, pid=pid, fields={"frames": frames, "by": source}, source=Evidence(file, first_line + line, quoted.strip()))
+
+
+def main_thread(text: str) -> tuple[list[str], str]:
+    """The main thread's frames ("name (file:line)", innermost first) of a faulthandler or py-spy dump, and its first line."""
+    lines = text.split("\n")
+    starts = [i for i, line in enumerate(lines) if line.startswith(("Thread 0x", "Current thread 0x", "Thread "))]
+    if text.startswith(("Thread 0x", "Current thread 0x")):
+        start = starts[-1]  # faulthandler prints the main thread, the oldest, last
+    else:
+        start = next((i for i in starts if "MainThread" in lines[i]), starts[0] if starts else 0)
+    frames: list[str] = []
+    quoted = ""
+    for line in lines[start + 1 :]:
+        if line.startswith(("Thread ", "Current thread ")):
+            break
+        match = _FRAME.match(line)
+        frame = f"{match['name']} ({_short(match['file'])}:{match['line']})" if match else line.strip()
+        if frame:
+            frames.append(frame)
+            quoted = quoted or line
+    return frames, quoted
+
+
+def _short(path: str) -> str:
+    return "/".join(Path(path).parts[-2:])

@@ -1,0 +1,227 @@
+"""A rank's record of itself: text lines per step and one slot of shared memory per iteration, which outlive the rank.
+
+The slot is a fixed-size record in a memory-mapped file: writing it costs about a microsecond, and the map survives
+SIGKILL, SIGSTOP and a hang. Only ranks write here; the agent reads, and needs no cooperation from a stuck rank.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ncclcheck.model import Fact, Sample, Step
+
+# sequence lock, pid, rank, collective seq, bytes, entered, left, bound, flags, progress, name, group, dtype, sequence lock
+_SLOT = struct.Struct("<Q i i q q d d d I Q 64s 32s 16s Q")
+SLOT_BYTES = 256
+_LOCAL, _OPAQUE, _DONE = 1, 2, 4
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where one rank is. Times are the host's monotonic clock in seconds.
+
+    `bound` is how many seconds without progress anywhere are normal in this step. `opaque` marks a step whose inside
+    announces nothing (an engine loading); CPU time and log growth count as its progress. `done`: the rank left in order.
+    """
+
+    pid: int
+    rank: int
+    seq: int
+    nbytes: int
+    entered: float
+    left: float | None
+    bound: float
+    local: bool
+    opaque: bool
+    done: bool
+    writes: int  # changes with every write: two equal values mean no progress
+    name: str
+    group: str
+    dtype: str
+
+    @property
+    def step(self) -> Step:
+        """The step this slot announces."""
+        return Step(self.rank, self.seq, self.name, self.entered, self.left, self.group, self.nbytes, self.dtype, self.local)
+
+
+class SlotWriter:
+    """The rank's side of the shared map."""
+
+    def __init__(self, path: Path, index: int, rank: int) -> None:
+        with open(path, "r+b") as file:
+            self._map = mmap.mmap(file.fileno(), 0)
+        self._offset = index * SLOT_BYTES
+        self._rank = rank
+        self._pid = os.getpid()
+        self._writes = 0
+
+    def write(
+        self, *, seq: int, name: bytes, nbytes: int, entered: float, left: float, bound: float, flags: int, group: bytes, dtype: bytes
+    ) -> None:
+        """Publish where this rank is; `left` 0.0 means inside."""
+        self._writes += 1
+        _SLOT.pack_into(
+            self._map, self._offset, self._writes, self._pid, self._rank, seq, nbytes, entered, left, bound, flags, self._writes, name, group, dtype, self._writes
+        )  # fmt: skip
+
+
+def create_slots(path: Path, count: int) -> None:
+    """Make the map for `count` ranks of this node; the agent does this before it starts them."""
+    with open(path, "wb") as file:
+        file.truncate(count * SLOT_BYTES)
+
+
+class SlotReader:
+    """The agent's side of the shared map."""
+
+    def __init__(self, path: Path, count: int) -> None:
+        with open(path, "rb") as file:
+            self._map = mmap.mmap(file.fileno(), count * SLOT_BYTES, access=mmap.ACCESS_READ)
+        self._count = count
+
+    def read(self) -> list[Slot | None]:
+        """One entry per local rank; None where the rank has not announced itself (or is just writing: ask again)."""
+        return [self._one(index) for index in range(self._count)]
+
+    def _one(self, index: int) -> Slot | None:
+        for _ in range(3):
+            head, pid, rank, seq, nbytes, entered, left, bound, flags, writes, name, group, dtype, tail = _SLOT.unpack_from(
+                self._map, index * SLOT_BYTES
+            )
+            if head == tail:
+                break
+        else:
+            return None
+        if head == 0:
+            return None
+        text = [raw.rstrip(b"\0").decode("utf-8", "replace") for raw in (name, group, dtype)]
+        return Slot(
+            pid, rank, seq, nbytes, entered, left or None, bound, bool(flags & _LOCAL), bool(flags & _OPAQUE), bool(flags & _DONE), writes, *text
+        )  # fmt: skip
+
+
+class Journal:
+    """The rank's own account: `rank3.jsonl` (a line per event) and its slot. Both are local files."""
+
+    def __init__(self, folder: Path | None, rank: int, local_rank: int) -> None:
+        """`folder` is the launch's folder made by the agent; None keeps nothing (a probe run alone)."""
+        self._file = open(folder / f"rank{rank}.jsonl", "ab", buffering=0) if folder else None
+        self._slot = SlotWriter(folder / "slots", local_rank, rank) if folder else None
+        self.seq = 0
+        self._now: tuple[bytes, int, float, float, int, bytes, bytes] = (b"", 0, 0.0, 2.0, 0, b"", b"")
+
+    def enter(
+        self, name: str, *, nbytes: int = 0, bound: float = 2.0, local: bool = False, opaque: bool = False, group: str = "world", dtype: str = ""
+    ) -> None:
+        """Announce an operation before entering it. A collective (not `local`) advances seq."""
+        if not local:
+            self.seq += 1
+        flags = (_LOCAL if local else 0) | (_OPAQUE if opaque else 0)
+        self._now = (name.encode()[:64], nbytes, time.monotonic(), bound, flags, group.encode()[:32], dtype.encode()[:16])
+        self._publish(0.0)
+
+    def again(self) -> None:
+        """Announce the next iteration of the same operation: one memory write and nothing else."""
+        if not self._now[4] & _LOCAL:
+            self.seq += 1
+        name, nbytes, _, bound, flags, group, dtype = self._now
+        self._now = (name, nbytes, time.monotonic(), bound, flags, group, dtype)
+        self._publish(0.0)
+
+    def expect(self, bound: float) -> None:
+        """From the next announcement on, `bound` seconds without progress are normal in this operation."""
+        name, nbytes, entered, _, flags, group, dtype = self._now
+        self._now = (name, nbytes, entered, bound, flags, group, dtype)
+
+    def leave(self) -> None:
+        """Announce that the operation's completion was seen by the host."""
+        self._publish(time.monotonic())
+
+    def done(self) -> None:
+        """The rank leaves in order."""
+        name, nbytes, entered, bound, flags, group, dtype = self._now
+        self._now = (name, nbytes, entered, bound, flags | _DONE, group, dtype)
+        self._publish(time.monotonic())
+        self.line("done")
+
+    def line(self, kind: str, **fields: Any) -> None:
+        """Write one event; on disk before the next instruction runs."""
+        if self._file:
+            record = {"kind": kind, "at": round(time.monotonic(), 6), "seq": self.seq, **fields}
+            self._file.write(msgspec.json.encode(record, enc_hook=str) + b"\n")
+
+    def _publish(self, left: float) -> None:
+        if self._slot:
+            name, nbytes, entered, bound, flags, group, dtype = self._now
+            self._slot.write(seq=self.seq, name=name, nbytes=nbytes, entered=entered, left=left, bound=bound, flags=flags, group=group, dtype=dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One event of a rank's text journal, with where it stands."""
+
+    rank: int
+    kind: str
+    at: float
+    seq: int
+    fields: dict[str, Any]
+    file: str
+    number: int
+
+
+class Tail:
+    """Follow the text journals of one launch; `more()` yields what was added since the last call."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._offsets: dict[Path, tuple[int, int]] = {}  # path -> (bytes read, lines read)
+
+    def more(self) -> Iterator[Line]:
+        """New complete lines. A line that is not JSON (a torn write) is skipped."""
+        for path in sorted(self._folder.glob("rank*.jsonl")):
+            offset, number = self._offsets.get(path, (0, 0))
+            with open(path, "rb") as file:
+                file.seek(offset)
+                block = file.read()
+            for raw in block[: block.rfind(b"\n") + 1].splitlines(keepends=True):
+                offset, number = offset + len(raw), number + 1
+                try:
+                    record = msgspec.json.decode(raw)
+                    kind, at, seq = record.pop("kind"), record.pop("at"), record.pop("seq")
+                except (msgspec.DecodeError, KeyError, AttributeError):
+                    continue
+                yield Line(int(path.stem[4:]), kind, at, seq, record, path.name, number)
+            self._offsets[path] = offset, number
+
+
+def sample_fields(sample: Sample) -> dict[str, Any]:
+    """A sample as it stands in the journal and in JSON: its fields plus the derived figures."""
+    return {
+        "name": sample.name,
+        "nbytes": sample.nbytes,
+        "dtype": sample.dtype,
+        "ranks": sample.ranks,
+        "bus_factor": sample.bus_factor,
+        "correct": sample.correct,
+        "seconds": [round(second, 9) for second in sample.seconds],
+        "latency_min": min(sample.seconds),
+        "latency_median": sample.median,
+        "latency_p99": sample.percentile(99),
+        "algbw": sample.algbw,
+        "busbw": sample.busbw,
+    }
+
+
+def fact_fields(fact: Fact) -> dict[str, Any]:
+    """A fact as it stands in the journal."""
+    return {"fact": fact.kind, "fields": dict(fact.fields)}

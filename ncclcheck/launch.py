@@ -1,0 +1,202 @@
+"""One launch on one node: start the ranks with torchrun, watch them from outside, end them and prove that none is left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from ncclcheck import wire
+from ncclcheck.collect import processes, stacks
+from ncclcheck.evidence import traceback, vllm_log
+from ncclcheck.journal import Line, Slot, SlotReader, Tail, create_slots
+from ncclcheck.model import Evidence, Fact
+
+END_BOUND = 5.0  # seconds in which a killed process must be gone
+STOPPED_FOR = 0.3  # seconds in state T after which a rank counts as stopped
+_EXIT = re.compile(r"failed \(exitcode: (?P<code>-?\d+)\) local_rank: (?P<local_rank>\d+) \(pid: (?P<pid>\d+)\)")
+
+
+class LocalLaunch:
+    """The ranks of one launch that run on this node."""
+
+    def __init__(self, order: wire.Launch, node_rank: int, node_folder: Path, run_id: str, host: str, task: Mapping[str, int] | None) -> None:
+        self.id = order.id
+        self.folder = node_folder / order.id
+        self.folder.mkdir(mode=0o700)
+        self._order = order
+        self._host = host
+        self._task = task
+        self._marks = (f"NCCLCHECK_RUN={run_id}", f"NCCLCHECK_NODE={node_rank}")
+        self._environ = {
+            **os.environ,
+            **order.env,
+            **dict(mark.split("=", 1) for mark in self._marks),
+            "NCCLCHECK_DIR": str(self.folder),
+            "NCCLCHECK_AGENT": str(os.getpid()),
+            "PYTHONUNBUFFERED": "1",
+        }
+        self._command = self._torchrun(node_rank) if task is None else self._single(task)
+        create_slots(self.folder / "slots", 1 + self._index(order.nproc_per_node - 1))
+        self._reader = SlotReader(self.folder / "slots", 1 + self._index(order.nproc_per_node - 1))
+        self._tail = Tail(self.folder)
+        self._seen: dict[int, processes.Process] = {}  # rank -> its process when first seen
+        self._stopped_since: dict[int, float] = {}
+        self._told: set[tuple[str, int]] = set()  # (kind, rank) of deaths and stops already reported
+        self._shared = set(processes.orphaned_shared_memory())
+        self._launcher: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the launcher. Its output goes to launcher.log."""
+        with open(self.folder / "launcher.log", "wb") as log:
+            self._launcher = subprocess.Popen(
+                self._command, env=self._environ, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    def _torchrun(self, node_rank: int) -> list[str]:
+        order = self._order
+        flags = {
+            "nnodes": order.nnodes,
+            "node-rank": node_rank,
+            "nproc-per-node": order.nproc_per_node,
+            "master-addr": order.master,
+            "master-port": order.port,
+            "max-restarts": 0,
+        }
+        self._environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = "2"
+        self._environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun's own default, said without its warning
+        for name in [name for name in self._environ if name.startswith(("TORCHELASTIC_", "PET_"))]:
+            del self._environ[name]  # of a torchrun around us
+        words = [f"--{name}={value}" for name, value in flags.items()]
+        return [sys.executable, "-m", "ncclcheck.torchrun", *words, "-m", "ncclcheck.rank", *order.probes]
+
+    def _single(self, task: Mapping[str, int]) -> list[str]:
+        """Inside a launcher that starts one process per rank, this process's rank is its child."""
+        self._environ |= {
+            "RANK": str(task["rank"]),
+            "LOCAL_RANK": str(task["local_rank"]),
+            "GROUP_RANK": str(task["node_rank"]),
+            "WORLD_SIZE": str(task["world_size"]),
+            "LOCAL_WORLD_SIZE": str(task["local_world_size"]),
+            "MASTER_ADDR": self._order.master,
+            "MASTER_PORT": str(self._order.port),
+        }
+        for name in [name for name in self._environ if name.startswith("TORCHELASTIC_")]:
+            del self._environ[name]  # the surrounding job's store must not be used
+        return [sys.executable, "-m", "ncclcheck.rank", *self._order.probes]
+
+    def _index(self, local: int) -> int:
+        """Where a rank's slot lies: by local_rank."""
+        return local if self._task is None else self._task["local_rank"]
+
+    def poll(self) -> tuple[list[Slot], list[Line], dict[int, int], list[Fact], bool]:
+        """What is seen now: slots, new journal lines, beats of opaque steps, newly noticed deaths and stops, and whether all is over."""
+        slots = [slot for slot in self._reader.read() if slot]
+        lines = list(self._tail.more())
+        beats: dict[int, int] = {}
+        news: list[Fact] = []
+        alive = False
+        for slot in slots:
+            process = self._process(slot)
+            if process is None:
+                if not slot.done:
+                    news += self._tell("gone", slot, {"inside": slot.step.inside, "step": slot.name})
+                continue
+            alive = True
+            if slot.opaque and slot.step.inside:
+                log = self.folder / f"rank{slot.rank}.log"
+                beats[slot.rank] = int(process.cpu_seconds * 2) + (log.stat().st_size if log.exists() else 0)
+            if process.stopped:
+                since = self._stopped_since.setdefault(slot.rank, time.monotonic())
+                if time.monotonic() - since >= STOPPED_FOR:
+                    news += self._tell("stopped", slot, {"state": process.state})
+            else:
+                self._stopped_since.pop(slot.rank, None)
+        over = self._launcher is not None and self._launcher.poll() is not None and not alive
+        return slots, lines, beats, news, over
+
+    def _process(self, slot: Slot) -> processes.Process | None:
+        """The rank's process, or None once it is dead or its pid belongs to another."""
+        now = processes.read(slot.pid)
+        if now is None or now.dead:
+            return None
+        first = self._seen.setdefault(slot.rank, now)
+        return now if now.start == first.start else None
+
+    def _tell(self, kind: str, slot: Slot, fields: dict[str, object]) -> list[Fact]:
+        if (kind, slot.rank) in self._told:
+            return []
+        self._told.add((kind, slot.rank))
+        return [Fact(kind, self._host, slot.rank, slot.pid, fields)]
+
+    async def collect(self) -> list[Fact]:
+        """State, wait channel and stack of every rank that is alive, and what the logs say; at most about 4 s."""
+        alive = [(slot, process) for slot in self._reader.read() if slot and (process := self._process(slot))]
+        facts = [
+            Fact("state", self._host, slot.rank, slot.pid, {"state": process.state, "cpu_seconds": process.cpu_seconds, "wchan": processes.wchan(slot.pid)})
+            for slot, process in alive
+        ]
+        facts += await asyncio.gather(*(stacks.stack(slot.rank, slot.pid, self.folder, process.stopped) for slot, process in alive))
+        return facts + self.logs()
+
+    def logs(self) -> list[Fact]:
+        """Causes that the ranks' own logs state, and exit codes that the launcher printed."""
+        facts: list[Fact] = []
+        for path in sorted(self.folder.glob("rank*.log")):
+            for reader in (traceback, vllm_log):
+                with open(path, encoding="utf-8", errors="replace") as file:
+                    facts += [replace(fact, host=self._host, rank=int(path.stem[4:])) for fact in reader.read(file, f"{self.id}/{path.name}")]
+        return facts + self._exits()
+
+    def _exits(self) -> list[Fact]:
+        facts: list[Fact] = []
+        ranks = {slot.pid: slot.rank for slot in self._reader.read() if slot}
+        if self._task is not None and self._launcher is not None and (code := self._launcher.poll()) not in (None, 0):
+            return [Fact("exit", self._host, self._task["rank"], self._launcher.pid, {"code": code})]
+        for number, text in enumerate((self.folder / "launcher.log").read_text(errors="replace").split("\n"), 1):
+            if match := _EXIT.search(text):
+                pid = int(match["pid"])
+                source = Evidence(f"{self.id}/launcher.log", number, text.strip())
+                facts.append(Fact("exit", self._host, ranks.get(pid), pid, {"code": int(match["code"]), "local_rank": int(match["local_rank"])}, source))
+        return facts
+
+    async def end(self) -> list[Fact]:
+        """End everything of this launch. Facts of kind "left-over" name what could not be ended or was left behind."""
+        deadline = time.monotonic() + END_BOUND
+        mapped: set[str] = set()
+        while True:
+            ours = list(processes.marked(*self._marks))
+            for process in ours:
+                mapped |= processes.shared_memory(process.pid)
+                if process.state != "D":
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(process.pid, signal.SIGKILL)
+            launcher_gone = self._launcher is None or self._launcher.poll() is not None
+            if (not ours and launcher_gone) or time.monotonic() > deadline:
+                break
+            await asyncio.sleep(0.05)
+        reap()
+        for path in mapped:  # a killed process cannot remove its own
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        facts = [
+            Fact("left-over", self._host, pid=process.pid, fields={"what": f"process {process.pid}", "state": processes.STATES.get(process.state, process.state)})
+            for process in processes.marked(*self._marks)
+        ]
+        return facts + [Fact("left-over", self._host, fields={"what": path}) for path in processes.orphaned_shared_memory() if path not in self._shared]
+
+
+def reap() -> None:
+    """Collect orphans that this process adopted as subreaper (or as pid 1), so that no zombie stays."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if os.waitpid(-1, os.WNOHANG) == (0, 0):
+                break

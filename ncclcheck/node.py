@@ -1,0 +1,178 @@
+"""One node's whole part in a run: find node 0 (or be it), meet, obey, and come back with a report, whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from ncclcheck import __version__, triage, wire
+from ncclcheck.agent import Agent, NodeLost
+from ncclcheck.cluster import Cluster
+from ncclcheck.collect import host, master
+from ncclcheck.coordinator import Coordinator, Options
+from ncclcheck.model import Fact, ProbeResult, Report, Run, Status
+from ncclcheck.rollcall import task_fields
+
+DEFAULT_TOKEN = "ncclcheck"  # public: without --token, whoever reaches the port can take part
+RETRY = 1.0  # seconds between two tries to resolve the master's name
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM; args: its number."""
+
+
+def run(cluster: Cluster, options: Options, token: str, folder: Path, say: Callable[[str], None], show: Callable[[str], None]) -> Report:
+    """Take part in one run. Raises Interrupted after everything has been ended. `folder` is where run directories are made."""
+    return asyncio.run(_run(cluster, options, token, folder, say, show))
+
+
+async def _run(cluster: Cluster, options: Options, token: str, folder: Path, say: Callable[[str], None], show: Callable[[str], None]) -> Report:
+    work = asyncio.current_task()
+    caught: list[int] = []
+
+    def interrupt(number: int) -> None:
+        caught.append(number)
+        if work and len(caught) == 1:  # a second one must not cut the clean-up short
+            work.cancel()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupt, number)
+    try:
+        return await _Node(cluster, options, token, folder, say, show).run()
+    except asyncio.CancelledError:
+        if caught:
+            raise Interrupted(caught[0]) from None
+        raise
+
+
+class _Node:
+    def __init__(
+        self, cluster: Cluster, options: Options, token: str, folder: Path, say: Callable[[str], None], show: Callable[[str], None]
+    ) -> None:
+        self._cluster, self._options, self._token, self._folder = cluster, options, token, folder
+        self._say, self._show = say, show
+        self._name = socket.gethostname()
+        self._addresses = host.addresses()
+        self._started = time.monotonic()
+
+    async def run(self) -> Report:
+        """Meet and obey; or say what kept this node from it."""
+        address, facts = await self._master()
+        if facts:
+            return self._alone(facts)
+        first = self._cluster.node_rank == 0 or (self._cluster.node_rank is None and master.own(address, self._addresses))
+        if problem := self._misplaced(address, first):
+            return self._alone([problem])
+        if not first:
+            return await self._member(wire.Client(_endpoint(address, self._cluster.port), self._token), address)
+        server = wire.Server(self._token)
+        try:
+            try:
+                server.bind(address, self._cluster.port)
+            except OSError as error:
+                return self._alone([self._bind(address, error)])
+            coordinator = Coordinator(server, replace(self._cluster, master=address), self._options, self._say, self._show)
+            deciding = asyncio.create_task(coordinator.run())
+            try:
+                member = asyncio.create_task(self._member(wire.Client(wire.LOCAL, self._token), address))
+                report = await deciding
+                await member
+                return report
+            finally:
+                for task in (deciding, member):
+                    task.cancel()
+                await asyncio.gather(deciding, member, return_exceptions=True)
+        finally:
+            await server.close()
+
+    async def _master(self) -> tuple[str, list[Fact]]:
+        """The master's numeric address; or, at the deadline, why there is none."""
+        name, error = self._cluster.master, ""
+        while True:
+            try:
+                resolved = await master.resolve(name)
+            except (OSError, TimeoutError) as failed:
+                error = str(failed) or f"no answer in {master.RESOLVE_BOUND:g} s"
+            else:
+                if self._cluster.nnodes > 1 and master.loopback_by_name(name, resolved):
+                    return "", [Fact("resolve", self._name, fields={"name": name, "addresses": resolved})]
+                return resolved[0], []
+            left = self._started + self._options.roll_call_timeout - time.monotonic()
+            if left <= 0:
+                return "", [Fact("resolve", self._name, fields={"name": name, "error": error})]
+            self._show(f"the master's name {name} does not resolve yet ({error}); {left:.0f} s left")
+            await asyncio.sleep(min(RETRY, left))
+
+    def _misplaced(self, address: str, first: bool) -> Fact | None:
+        """Node 0 that does not have the master's address, or another node that does."""
+        own = {found for addresses in self._addresses.values() for found in addresses}
+        fields = {"name": self._cluster.master, "address": address, "port": self._cluster.port}
+        mine = ", ".join(sorted(found for found in own if not found.startswith(("127.", "::1", "fe80"))))
+        if first and not master.own(address, self._addresses):
+            return Fact("master", self._name, fields={**fields, "answer": "not-ours", "text": f"{self._name} has {mine}"})
+        return None
+
+    def _bind(self, address: str, error: OSError) -> Fact:
+        fields = {"address": address, "port": self._cluster.port, "errno": error.errno, "text": str(error), "owner": master.listener(self._cluster.port)}
+        return Fact("bind", self._name, fields=fields)
+
+    async def _member(self, client: wire.Client, address: str) -> Report:
+        """This node's agent, from hello to the verdict."""
+        agent = Agent(client, self._hello(), self._folder, self._show)
+        work = asyncio.create_task(agent.run())
+        try:
+            while not work.done() and not agent.met:
+                left = self._started + self._options.roll_call_timeout - time.monotonic()
+                if left <= 0:
+                    work.cancel()
+                    seen = await master.look(self._name, self._cluster.master, address, self._cluster.port)
+                    return self._alone([seen])
+                self._show(f"waiting for node 0 at {self._cluster.master}:{self._cluster.port} ({left:.0f} s left)")
+                await asyncio.wait([work], timeout=min(0.5, max(left, 0.01)))
+            return msgspec.json.decode(await work, type=Report)
+        except NodeLost:
+            return self._alone([Fact("agent-lost", self._cluster.master, fields={"node_rank": 0, "reason": f"silent for {wire.SILENCE:g} s"})])
+        except asyncio.CancelledError:
+            agent.leave("interrupted")
+            raise
+        finally:
+            work.cancel()
+            with contextlib.suppress(asyncio.CancelledError, NodeLost):
+                await work
+            client.close()
+
+    def _hello(self) -> wire.Hello:
+        cluster = self._cluster
+        return wire.Hello(
+            wire.PROTOCOL, __version__, cluster.nnodes, cluster.node_rank, cluster.nproc_per_node, self._name, os.getpid(), cluster.source,
+            self._addresses, host.gpus(), host.versions(), host.nvidia_present(), task_fields(cluster),
+        )  # fmt: skip
+
+    def _alone(self, facts: list[Fact]) -> Report:
+        """The report of a node that could not take part to the end."""
+        found = triage.findings(Run(facts=facts))
+        probes = [ProbeResult(name, Status.SKIP, "not run: this node is alone") for name in self._options.probes]
+        cluster = self._cluster
+        verdict = triage.verdict(
+            found, probes, emulated=bool(self._options.emulated), not_asked=self._options.not_asked, ranks=cluster.nnodes * cluster.nproc_per_node, nodes=cluster.nnodes
+        )
+        nodes = [{"node_rank": cluster.node_rank, "host": self._name, "addresses": self._addresses}]
+        seconds = round(time.monotonic() - self._started, 3)
+        return Report(
+            1, verdict.status, verdict.summary, seconds, found, bool(self._options.emulated), {"added": dict(self._options.environment)}, probes, nodes, [],
+            {"ncclcheck": __version__, "not_asked": list(self._options.not_asked)},
+        )  # fmt: skip
+
+
+def _endpoint(address: str, port: int) -> str:
+    return f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"

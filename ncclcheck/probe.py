@@ -1,0 +1,134 @@
+"""What a probe is, and what it may use: its rank's identity, its announcements, and a clock."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from ncclcheck.journal import Journal
+from ncclcheck.model import Device, Fact, RankId, Sample
+
+FIRST_BOUND = 20.0  # seconds without progress that are normal in the first operation of a kind (connections are made)
+STALL_FLOOR = 2.0  # seconds without progress that are always normal
+STALL_FACTOR = 10  # times the median of the same operation and size
+
+
+class Probe(Protocol):
+    """A module in probes/ is a probe if it has these.
+
+    Its docstring is its documentation: a title line, then the parts "What it checks", "What a failure means" and
+    "Run it alone". It may also have: `TIMEOUT` (seconds for the whole probe), `MIN_RANKS`, `DEFAULT` (part of the
+    default suite), `NEEDS` (distributions that must be installed, such as ("vllm",)), `GROUP` (False: the probe makes
+    its own process group), `INJECT` (the fault to plant in it; the probe passes when the fault is found and blamed)
+    and `FIELDS` (columns of its table).
+    """
+
+    TIMEOUT: float
+    MIN_RANKS: int
+
+    def run(self, rank: Rank) -> Iterator[Sample | Fact]:
+        """Yield samples and facts; each is journalled at once, so a hang loses nothing.
+
+        A fact of kind "fail" (fields: cause, title, and whatever proves it) fails the probe.
+        """
+        ...
+
+
+class Rank:
+    """This process's view of the job, for probes: who it is, what it computes on, and how it announces its steps."""
+
+    def __init__(
+        self, identity: RankId, world_size: int, journal: Journal, options: Mapping[str, Any], inject: Callable[[int], None] | None = None
+    ) -> None:
+        self.identity = identity
+        self.world_size = world_size
+        self.options = options  # what the command line asked for: "max_bytes", "budget", "model", ...
+        self._journal = journal
+        self._inject = inject or (lambda seq: None)
+        self._longest: dict[tuple[str, int], float] = {}  # (step, bytes) -> seconds the longest one took here
+
+    @property
+    def rank(self) -> int:
+        """This process's rank in the job."""
+        return self.identity.rank
+
+    @property
+    def device(self) -> Device:
+        """The GPU this rank computes on; `device.index` is None on a CPU."""
+        return self.identity.device
+
+    @property
+    def torch_device(self) -> str:
+        """The same for torch: `cuda:0` or `cpu`."""
+        return "cpu" if self.device.index is None else f"cuda:{self.device.index}"
+
+    @contextmanager
+    def step(
+        self, name: str, *, nbytes: int = 0, dtype: str = "", group: str = "world", bound: float | None = None, opaque: bool = False
+    ) -> Iterator[Announced]:
+        """Announce a collective before entering it, so that a hang inside it has a name.
+
+        `bound`: seconds without progress anywhere that are normal while inside. None: ten times what this operation took
+        at this size so far (at least 2 s), and 20 s for the first.
+        """
+        self._inject(self._journal.seq + 1)  # before any word of it: the victim never entered this step
+        longest = self._longest.get((name, nbytes))
+        if bound is None:
+            bound = FIRST_BOUND if longest is None else max(STALL_FLOOR, STALL_FACTOR * longest)
+        start = time.perf_counter()
+        self._journal.enter(name, nbytes=nbytes, dtype=dtype, group=group, bound=bound, opaque=opaque)
+        self._journal.line("enter", step=name, nbytes=nbytes, dtype=dtype, group=group)
+        yield Announced(self._journal, self._inject)
+        self._left(name)
+        self._longest[name, nbytes] = max(longest or 0.0, time.perf_counter() - start)
+
+    @contextmanager
+    def local(self, name: str, *, bound: float = FIRST_BOUND, opaque: bool = False) -> Iterator[Announced]:
+        """Announce work that needs no peer and may take over a second: filling a tensor, loading a model."""
+        self._journal.enter(name, local=True, bound=bound, opaque=opaque)
+        self._journal.line("local", step=name)
+        yield Announced(self._journal, lambda seq: None)  # a fault is planted before a collective, not before local work
+        self._left(name)
+
+    def _left(self, name: str) -> None:
+        """Not reached on an exception: then the rank never left, and the agent sees that."""
+        self._journal.leave()
+        self._journal.line("leave", step=name)
+
+
+class Announced:
+    """An operation that was announced; use `repeat` to announce and time its iterations one by one."""
+
+    def __init__(self, journal: Journal, inject: Callable[[int], None]) -> None:
+        self._journal = journal
+        self._inject = inject
+
+    def repeat(self, operation: Callable[[], object], iterations: int) -> list[float]:
+        """Run the operation `iterations` times, announcing each; the seconds of each. For operations that return when done.
+
+        The first iteration belongs to the announcement that opened the step.
+        """
+        seconds: list[float] = []
+        for index in range(iterations):
+            if index:
+                self.next()
+            start = time.perf_counter()
+            operation()
+            seconds.append(time.perf_counter() - start)
+            self._journal.leave()
+            if seconds[-1] * STALL_FACTOR > STALL_FLOOR or index == 0:
+                self._journal.expect(max(STALL_FLOOR, STALL_FACTOR * statistics.median(seconds)))
+        return seconds
+
+    def next(self) -> None:
+        """Announce the next iteration before issuing it: one write to shared memory."""
+        self._inject(self._journal.seq + 1)
+        self._journal.again()
+
+    def issued(self, iterations: int) -> None:
+        """Announce that `iterations` more were issued at once and not yet seen to complete (CUDA graphs, event timing)."""
+        for _ in range(iterations):
+            self.next()

@@ -1,0 +1,50 @@
+"""Print a Report in a format: a format is a module in this folder with `render(report) -> str`, and adds no fact of its own."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ncclcheck.model import ProbeResult, Report
+
+
+def formats() -> list[str]:
+    """The names that `--format` takes, sorted."""
+    return sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
+
+
+def render(report: Report, format: str) -> str:
+    """The report in this format, ending in a newline. Raises ValueError for an unknown format."""
+    if format not in formats():
+        raise ValueError(f"{format!r} is not a format; choose from {', '.join(formats())}")
+    text: str = importlib.import_module(f"{__name__}.{format}").render(report)
+    return text
+
+
+def slowest(samples: Iterable[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], list[Mapping[str, Any]]]]:
+    """Every rank timed the same operation: per (name, dtype, ranks, nbytes), the sample of the rank with the largest median,
+    and all the samples it was chosen from. A collective is as fast as its slowest rank. Smallest size first within an operation.
+    """
+    same: dict[tuple[str, str, int, int], list[Mapping[str, Any]]] = {}
+    for sample in samples:
+        same.setdefault((sample["name"], sample["dtype"], sample["ranks"], sample["nbytes"]), []).append(sample)
+    order = {name: index for index, name in enumerate(dict.fromkeys(key[0] for key in same))}  # operations as they were run
+    return [(max(same[key], key=lambda sample: sample["latency_median"] or 0.0), same[key]) for key in sorted(same, key=lambda k: (order[k[0]], *k))]
+
+
+def engines(probes: Iterable[ProbeResult]) -> list[dict[str, Any]]:
+    """Every rank of an engine reports it: per tensor_parallel, the largest of each `..._seconds`, and `tokens_equal` only if no rank
+    saw a difference (None: nothing was compared).
+    """
+    same: dict[Any, list[Mapping[str, Any]]] = {}
+    for fact in (fact for probe in probes for fact in probe.facts if fact.kind == "engine"):
+        same.setdefault(fact.get("tensor_parallel"), []).append(fact.fields)
+    merged: list[dict[str, Any]] = []
+    for tensor_parallel, facts in same.items():
+        times = {name: [f[name] for f in facts if f.get(name) is not None] for name in ("startup_seconds", "first_token_seconds", "token_seconds")}
+        said = [f["tokens_equal"] for f in facts if f.get("tokens_equal") is not None and f.get("compared", True)]
+        slowest_times = {name: max(values, default=None) for name, values in times.items()}
+        merged.append({"tensor_parallel": tensor_parallel, **slowest_times, "tokens_equal": all(said) if said else None})
+    return merged

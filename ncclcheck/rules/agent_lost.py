@@ -1,0 +1,27 @@
+"""A node's agent disappeared or cannot be reached any more.
+
+It was killed, its machine went down, or the network to it did. What its ranks did after that is not known, so the
+verdict is unknown.
+
+Blames
+    fact agent-lost @ b node_rank=1 reason=silent
+    => b
+
+Spares
+    fact missing-node @ b node_rank=1 nproc_per_node=1
+"""
+
+from ncclcheck.model import Culprit, Finding, Run
+from ncclcheck.rules import _reading as reading
+
+EXPLAINS = ("rank_died_exception", "rank_killed", "network_unreachable")
+
+
+def check(run: Run) -> list[Finding]:
+    """Agents that were there and are not any more."""
+    return [
+        Finding("agent-lost", f"the agent of node {fact.get('node_rank')} ({fact.host}) was lost: {fact.get('reason')}",
+                Culprit(hosts=[fact.host] if fact.host else None), 0.95, reading.quote(fact),
+                f"on {fact.host}: uptime; dmesg -T | tail -50   # is the machine up, was ncclcheck killed? then ping it from the other nodes")
+        for fact in run.of("agent-lost")
+    ]  # fmt: skip

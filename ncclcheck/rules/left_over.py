@@ -1,0 +1,25 @@
+"""Something of the run could not be ended or was left behind.
+
+Blames
+    fact left-over @ b what=process-812 state=D
+    => b
+
+Spares
+    fact missing-node @ b node_rank=1 nproc_per_node=1
+"""
+
+from ncclcheck.model import Culprit, Finding, Run
+from ncclcheck.rules import _reading as reading
+
+
+def check(run: Run) -> list[Finding]:
+    """Processes and shared memory that outlived their launch, per host."""
+    result = []
+    for host in dict.fromkeys(fact.host for fact in run.of("left-over")):
+        facts = [fact for fact in run.of("left-over") if fact.host == host]
+        what = ", ".join(f"{fact.get('what')}" + (f" ({fact.get('state')})" if fact.get("state") else "") for fact in facts)
+        result.append(
+            Finding("left-over", f"{what} was left on {host} after its launch", Culprit(hosts=[host] if host else None), 0.9, reading.quote(*facts),
+                    f"on {host}: a process in uninterruptible I/O waits for a driver or a file system (dmesg -T | tail); remove files of /dev/shm by hand")
+        )  # fmt: skip
+    return result

@@ -1,0 +1,36 @@
+"""A rank's process is stopped: alive for the kernel, silent to its peers.
+
+SIGSTOP, a debugger that holds it, a shell's Ctrl-Z or a frozen cgroup do this. Its peers wait without any error until
+their time-outs.
+
+Blames
+    rank 0 @ a: init, all_reduce...
+    rank 1 @ b: init, all_reduce... | stopped
+    => 1
+
+Spares
+    rank 0 @ a: init, all_reduce...
+    rank 1 @ b: init, all_reduce...
+"""
+
+from ncclcheck.model import Finding, Run
+from ncclcheck.rules import _reading as reading
+
+EXPLAINS = ("rank_stuck_in_python", "rank_died_exception", "network_unreachable", "collective_mismatch")
+
+
+def check(run: Run) -> list[Finding]:
+    """One finding per rank in state T."""
+    stacks = {fact.rank: fact for fact in run.of("stack")}
+    return [
+        Finding(
+            "process-stopped",
+            f"{run.name(fact.rank)} is stopped (process state T) {reading.at(run, fact.rank)}{reading.bystanders(run, [fact.rank])}",
+            run.blame([fact.rank]),
+            0.97,
+            reading.quote(fact, *([stacks[fact.rank]] if fact.rank in stacks else [])),
+            f"on {fact.host or 'its host'}: kill -CONT {fact.pid}   # after you know who stopped it: a debugger (gdb, py-spy), Ctrl-Z, or a frozen cgroup",
+        )
+        for fact in run.of("stopped")
+        if fact.rank is not None
+    ]

@@ -1,0 +1,64 @@
+"""One rank sits in host code and never enters the collective that its peers wait in.
+
+Look at the culprit, not at the ranks that report the time-out: they wait for it. Its stack says where it is: a lock, a
+data loader, a checkpoint on a dead file system, a condition that only some ranks meet.
+
+Blames
+    rank 0 @ a: init, all_reduce, all_reduce...
+    rank 1 @ b: init, all_reduce | stack stuck_here (faults/hang.py:20)
+    => 1
+
+Blames
+    rank 0 @ a: init, all_reduce...
+    rank 1 @ a: init, all_reduce...
+    rank 2 @ b: init
+    => 2
+
+Spares
+    rank 0 @ a: init, all_reduce...
+    rank 1 @ b: init, all_reduce...
+
+Spares
+    rank 0 @ a: init, all_reduce...
+    rank 1 @ b: init | gone
+"""
+
+from ncclcheck.model import Finding, Run
+from ncclcheck.rules import _reading as reading
+
+EXPLAINS = ("network_unreachable",)
+
+
+def check(run: Run) -> list[Finding]:
+    """Ranks that are behind a collective which others are inside, are alive, and are in no collective themselves."""
+    last = run.last_steps()
+    inside = [step for step in last.values() if step.inside and not step.local]
+    gone = {fact.rank for kind in ("gone", "stopped", "error", "done") for fact in run.of(kind)}
+    if not inside:
+        return []
+    newest = max(step.seq for step in inside)
+    stuck = [rank for rank, step in last.items() if step.seq < newest and (step.local or not step.inside) and rank not in gone]
+    stacks = {fact.rank: fact for fact in run.of("stack")}
+    result = []
+    for rank in stuck:
+        stack = stacks.get(rank)
+        frames = stack.get("frames", []) if stack else []
+        spot = f" in {_own(frames)}" if frames else ""
+        result.append(
+            Finding(
+                "rank-stuck-in-python",
+                f"{run.name(rank)} sits{spot} and never entered {reading.operation(max(inside, key=lambda s: s.seq))}; it is {reading.at(run, rank)}"
+                f"{reading.bystanders(run, [rank])}",
+                run.blame([rank]),
+                0.95 if stack else 0.8,
+                reading.quote(*([stack] if stack else []), *(fact for fact in run.of("state") if fact.rank == rank)),
+                f"on {run.ranks[rank].host if rank in run.ranks else 'its host'}: py-spy dump --pid "
+                f"{run.ranks[rank].pid if rank in run.ranks else 'PID'}   # then mend what holds it at the top of that stack",
+            )
+        )
+    return result
+
+
+def _own(frames: list[str]) -> str:
+    """The innermost frame that is not the standard library's waiting."""
+    return next((frame for frame in frames if not any(part in frame for part in ("threading.py", "selectors.py", "socket.py", "queue.py"))), frames[0])

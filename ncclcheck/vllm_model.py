@@ -1,0 +1,103 @@
+"""The model that the vllm_engine probe serves: a tiny seeded Llama, written to a folder in a second, the same bytes everywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+HEAD_DIM = 32  # vLLM's CPU attention takes 32, 64, 80, ..., and fails at the first token for others
+HIDDEN = 128
+LAYERS = 2
+SCALE = 0.2  # of the weights: large enough that the best token leads by far, so another order of summation changes nothing
+WHOLE = 64 * 2**20  # a weights file up to this size is hashed whole
+BLOCK, BLOCKS = 2**20, 16  # of a larger one, this many blocks at even distances (a 140 GB model would take minutes)
+
+
+def config(tp: int) -> dict[str, Any]:
+    """The model's config.json: at least 4 heads, and every dimension that tensor parallelism splits divisible by `tp`."""
+    heads = tp * -(-4 // tp)
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": HIDDEN,
+        "intermediate_size": 64 * heads,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "head_dim": HEAD_DIM,
+        "vocab_size": 64 * heads,  # vLLM pads it to a multiple of 64
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "torch_dtype": "float32",
+    }
+
+
+def write(folder: Path, tp: int, seed: int = 0) -> None:
+    """Write config.json and model.safetensors (float32) into `folder`, which is made; there is no tokenizer.
+
+    The file holds the whole model, so TP=1 and TP=`tp` load the same weights from it.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    shape = config(tp)
+    (folder / "config.json").write_text(json.dumps(shape, indent=1), encoding="utf-8")
+    generator = torch.Generator().manual_seed(seed)
+
+    def matrix(rows: int, columns: int) -> torch.Tensor:
+        return torch.randn(rows, columns, generator=generator) * SCALE
+
+    attention, inner, vocabulary = shape["num_attention_heads"] * HEAD_DIM, shape["intermediate_size"], shape["vocab_size"]
+    weights = {"model.embed_tokens.weight": matrix(vocabulary, HIDDEN), "model.norm.weight": torch.ones(HIDDEN), "lm_head.weight": matrix(vocabulary, HIDDEN)}
+    for index in range(LAYERS):
+        layer = f"model.layers.{index}"
+        for name in ("q", "k", "v"):
+            weights[f"{layer}.self_attn.{name}_proj.weight"] = matrix(attention, HIDDEN)
+        weights[f"{layer}.self_attn.o_proj.weight"] = matrix(HIDDEN, attention)
+        weights[f"{layer}.mlp.gate_proj.weight"] = matrix(inner, HIDDEN)
+        weights[f"{layer}.mlp.up_proj.weight"] = matrix(inner, HIDDEN)
+        weights[f"{layer}.mlp.down_proj.weight"] = matrix(HIDDEN, inner)
+        weights[f"{layer}.input_layernorm.weight"] = torch.ones(HIDDEN)
+        weights[f"{layer}.post_attention_layernorm.weight"] = torch.ones(HIDDEN)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def reduced_bytes(tokens: int) -> int:
+    """Bytes that tensor parallelism all-reduces while this model computes `tokens` tokens.
+
+    One all-reduce of the hidden state for the embedding, one for each attention and one for each MLP.
+    """
+    return (2 * LAYERS + 1) * tokens * HIDDEN * 4
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 over config.json and the weights in `folder`; of files above 64 MiB over their size and 16 blocks of 1 MiB."""
+    sha = hashlib.sha256()
+    for path in sorted({folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("*.bin")}):
+        sha.update(f"{path.name} {path.stat().st_size}\n".encode())
+        for block in _blocks(path):
+            sha.update(block)
+    return sha.hexdigest()
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        if size <= WHOLE:
+            yield file.read()
+            return
+        for index in range(BLOCKS):
+            file.seek(index * (size - BLOCK) // (BLOCKS - 1))
+            yield file.read(BLOCK)

@@ -1,0 +1,123 @@
+"""The ranks of one launch as node 0 sees them, and the question whether something is wrong by now."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from ncclcheck import wire
+from ncclcheck.journal import Line, Slot
+from ncclcheck.model import Device, Evidence, Fact, RankId, Run, Step
+from ncclcheck.probe import STALL_FLOOR
+
+START_BOUND = 90.0  # seconds without progress that are normal while a rank has not announced itself (interpreter, rendezvous)
+
+
+class Clock(StrEnum):
+    """What ended the wait."""
+
+    OVER = "every rank has left"
+    DEATH = "a rank died"
+    STOP = "a rank is stopped"
+    ERROR = "a rank raised an error"
+    FAIL = "a check failed"
+    STALL = "no rank made progress"
+    PROBE = "the probe's deadline"
+    DEADLINE = "the overall deadline"
+    LOST = "an agent was lost"
+
+
+@dataclass(slots=True)
+class View:
+    """Everything known of one launch. Times are node 0's monotonic clock, at the arrival of a message."""
+
+    launch: str
+    world_size: int
+    nodes: int
+    started: float
+    timeouts: dict[str, float]  # probe -> seconds
+    slots: dict[int, Slot] = field(default_factory=dict)
+    beats: dict[int, int] = field(default_factory=dict)
+    ranks: dict[int, RankId] = field(default_factory=dict)
+    samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # probe -> the samples of its ranks
+    began: dict[str, float] = field(default_factory=dict)  # probe -> when its first rank began
+    finished: dict[str, dict[int, float]] = field(default_factory=dict)  # probe -> rank -> when it finished
+    facts: list[Fact] = field(default_factory=list)
+    where: dict[int, str] = field(default_factory=dict)  # rank -> the probe it is in
+    over: set[bytes] = field(default_factory=set)  # agents whose part has ended
+    progress: float = 0.0  # when anything last moved
+    patience: float = 1.0  # doubled whenever a stall turned out to be none
+
+    def __post_init__(self) -> None:
+        self.progress = self.started
+
+    def update(self, peer: bytes, folder: str, message: wire.Progress, now: float) -> None:
+        """Take in what one node reports; `folder` is that node's part of the run directory."""
+        for slot in message.slots:
+            if (known := self.slots.get(slot.rank)) is None or known.writes != slot.writes:
+                self.progress = now
+            self.slots[slot.rank] = slot
+        for rank, value in message.beats.items():
+            if self.beats.get(rank) != value:
+                self.progress = now
+            self.beats[rank] = value
+        for line in message.lines:
+            self._line(line, folder, now)
+        self.facts += message.facts
+        if message.ended:
+            self.over.add(peer)
+
+    def _line(self, line: Line, folder: str, now: float) -> None:
+        fields = line.fields
+        host = self.ranks[line.rank].host if line.rank in self.ranks else None
+        match line.kind:
+            case "hello":
+                who = fields["identity"]
+                self.ranks[line.rank] = RankId(**{**who, "device": Device(**who["device"])})
+            case "probe":
+                self.where[line.rank] = fields["name"]
+                self.began.setdefault(fields["name"], now)
+            case "probe-end":
+                self.finished.setdefault(fields["name"], {})[line.rank] = now
+            case "sample":
+                self.samples.setdefault(self.where.get(line.rank, ""), []).append({"rank": line.rank, **fields})
+            case "fact":
+                source = Evidence(f"{folder}/{self.launch}/{line.file}", line.number, str(fields["fields"].get("title", fields["fact"])))
+                fact = Fact(fields["fact"], host, line.rank, fields={**fields["fields"], "probe": self.where.get(line.rank)}, source=source)
+                self.facts.append(fact)
+            case "error":
+                self.facts.append(Fact("error", host, line.rank, fields={**fields, "probe": self.where.get(line.rank)}))
+
+    def current(self) -> str | None:
+        """The probe that the ranks are in: the last one begun."""
+        return next(reversed(self.began), None)
+
+    def clock(self, now: float) -> tuple[Clock, float] | None:
+        """What has gone wrong (or that all is over), and the bound that was used in seconds; None: go on waiting."""
+        for kind, clock in (("gone", Clock.DEATH), ("stopped", Clock.STOP), ("error", Clock.ERROR), ("fail", Clock.FAIL)):
+            if any(fact.kind == kind for fact in self.facts):
+                return clock, 0.0
+        if len(self.over) == self.nodes:
+            return Clock.OVER, 0.0
+        if (probe := self.current()) and now - self.began[probe] > self.timeouts[probe]:
+            return Clock.PROBE, self.timeouts[probe]
+        bound = self.bound() * self.patience
+        if now - self.progress > bound:
+            return Clock.STALL, bound
+        return None
+
+    def bound(self) -> float:
+        """Seconds without progress anywhere that are normal now: the largest that any rank's step allows."""
+        if len(self.slots) < self.world_size:
+            return START_BOUND
+        return max((slot.bound if slot.step.inside else STALL_FLOOR for slot in self.slots.values() if not slot.done), default=START_BOUND)
+
+    def steps(self) -> list[Step]:
+        """The newest step of each rank."""
+        return [self.slots[rank].step for rank in sorted(self.slots)]
+
+    def run(self, more: list[Fact]) -> Run:
+        """What triage reads."""
+        done = [Fact("done", self.ranks[rank].host if rank in self.ranks else None, rank) for rank, slot in self.slots.items() if slot.done]
+        return Run(self.world_size, self.ranks, self.steps(), [*self.facts, *more, *done])

@@ -1,0 +1,276 @@
+"""What agents say to each other (msgspec types) and how it travels (pyzmq: ROUTER on node 0, DEALER elsewhere, CURVE).
+
+Every key is derived from the run's token: who has the token can open a session, who has not never gets an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import ipaddress
+import os
+import socket
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+import zmq
+import zmq.asyncio
+import zmq.utils.monitor
+import zmq.utils.z85
+
+from ncclcheck.journal import Line, Slot
+from ncclcheck.model import Fact
+
+PROTOCOL = 1
+MAX_MESSAGE = 2**20  # bytes
+BEAT = 1.0  # seconds between signs of life
+SILENCE = 6.0  # seconds without any, after which a peer counts as lost
+LOCAL = "inproc://node0"  # node 0's own agent speaks to its coordinator here
+_WRONG_KEY = 0x11000001  # ZMQ_PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC
+
+
+class Message(msgspec.Struct, frozen=True, tag=True):
+    """Anything that one agent sends to another."""
+
+
+class Hello(Message, frozen=True):
+    """An agent at roll call: what it is, what it has, and what it believes."""
+
+    protocol: int
+    version: str
+    nnodes: int
+    node_rank: int | None
+    nproc_per_node: int
+    host: str
+    pid: int
+    source: str
+    addresses: Mapping[str, list[str]]  # interface -> addresses
+    gpus: list[dict[str, Any]]
+    versions: Mapping[str, str | None]  # distribution -> version, None where it is not installed
+    nvidia: bool  # an NVIDIA device is there, whether or not it works
+    task: Mapping[str, int] | None = None  # rank, local_rank, ... inside a launcher that starts one process per rank
+
+
+class Roster(Message, frozen=True):
+    """Roll call so far: the numbers that are there, how many are expected, seconds left."""
+
+    there: list[str]
+    missing: list[str]
+    seconds_left: float
+
+
+class Welcome(Message, frozen=True):
+    """The roll is complete: this run's id and this agent's number."""
+
+    run_id: str
+    node_rank: int
+
+
+class Launch(Message, frozen=True):
+    """Start these ranks. `port` is free on the master address; `env` is added to the user's own environment."""
+
+    id: str
+    probes: list[str]
+    master: str
+    port: int
+    nnodes: int
+    nproc_per_node: int
+    env: Mapping[str, str]
+
+
+class Progress(Message, frozen=True):
+    """What changed on one node since the last one. `beats`: rank -> a number that moves while an opaque step works."""
+
+    launch: str
+    slots: list[Slot]
+    lines: list[Line]
+    beats: Mapping[int, int]
+    facts: list[Fact]  # deaths and stops, as they are noticed
+    ended: bool = False  # the launcher has left and no rank is alive
+
+
+class Collect(Message, frozen=True):
+    """Look at every rank now, before anything is ended."""
+
+    launch: str
+
+
+class Collected(Message, frozen=True):
+    """What one node saw."""
+
+    launch: str
+    facts: list[Fact]
+
+
+class Stop(Message, frozen=True):
+    """End this launch and prove that nothing of it is left."""
+
+    launch: str
+
+
+class Stopped(Message, frozen=True):
+    """It is ended; facts of kind "exit" and "left-over" say how, and what could not be ended."""
+
+    launch: str
+    facts: list[Fact]
+
+
+class Result(Message, frozen=True):
+    """The verdict: a model.Report as JSON."""
+
+    report: bytes
+
+
+class Ack(Message, frozen=True):
+    """The verdict has arrived."""
+
+
+class Beat(Message, frozen=True):
+    """A sign of life."""
+
+
+class Goodbye(Message, frozen=True):
+    """This agent leaves, and why."""
+
+    reason: str
+
+
+Any_ = Hello | Roster | Welcome | Launch | Progress | Collect | Collected | Stop | Stopped | Result | Ack | Beat | Goodbye
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Any_).decode
+T = TypeVar("T")
+
+
+def encode(message: Message) -> bytes:
+    """Raises ValueError where a message is larger than the wire allows."""
+    data = _encode(message)
+    if len(data) > MAX_MESSAGE:
+        raise ValueError(f"{type(message).__name__} of {len(data)} bytes; at most {MAX_MESSAGE} travel")
+    return data
+
+
+def keys(token: str) -> tuple[bytes, bytes]:
+    """The CURVE key pair (public, secret) that a run token stands for; every agent of the run has both."""
+    secret = bytearray(hashlib.sha256(b"ncclcheck control plane 1\0" + token.encode()).digest())
+    secret[0] &= 248
+    secret[31] = secret[31] & 127 | 64
+    text = zmq.utils.z85.encode(bytes(secret))
+    return zmq.curve_public(text), text
+
+
+class Server:
+    """Node 0's end: hears every agent."""
+
+    def __init__(self, token: str) -> None:
+        self._context = zmq.asyncio.Context.instance()
+        self._socket = self._context.socket(zmq.ROUTER)
+        _configure(self._socket)
+        public, secret = keys(token)
+        self._socket.curve_server = True
+        self._socket.curve_publickey, self._socket.curve_secretkey = public, secret
+        self._socket.router_handover = True
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
+        self.callers: set[str] = set()  # addresses that connected
+        self.wrong_keys = 0  # sessions refused because their key comes from another token
+
+    def bind(self, address: str, port: int) -> None:
+        """Listen on this address only. Raises OSError as bind does."""
+        host = f"[{address}]" if ":" in address else address
+        try:
+            self._socket.bind(f"tcp://{host}:{port}")
+        except zmq.ZMQError as error:
+            raise OSError(error.errno, os.strerror(error.errno or 0)) from None
+        self._socket.bind(LOCAL)
+
+    async def receive(self) -> tuple[bytes, Any_]:
+        """The next well-formed message and who sent it; a malformed one is dropped."""
+        while True:
+            frames = await self._socket.recv_multipart()
+            with contextlib.suppress(msgspec.DecodeError):
+                return frames[0], _decode(frames[-1])
+
+    def send(self, peer: bytes, message: Message) -> None:
+        """Hand a message to the transport; never waits (a peer that is gone is noticed by its silence)."""
+        _fire(self._socket.send_multipart([peer, encode(message)]))
+
+    async def watch(self) -> None:
+        """Note who connects and who is refused, for as long as the server lives."""
+        while True:
+            event = zmq.utils.monitor.parse_monitor_message(await self._monitor.recv_multipart())
+            if event["event"] == zmq.EVENT_ACCEPTED:
+                with contextlib.suppress(OSError), socket.socket(fileno=os.dup(event["value"])) as peer:
+                    self.callers.add(str(peer.getpeername()[0]).removeprefix("::ffff:"))
+            elif event["value"] == _WRONG_KEY:
+                self.wrong_keys += 1
+
+    async def close(self) -> None:
+        """Stop listening, after at most half a second for what is still on its way out."""
+        self._socket.disable_monitor()
+        self._socket.close(linger=500)
+        await asyncio.sleep(0)
+
+
+class Client:
+    """An agent's end."""
+
+    def __init__(self, endpoint: str, token: str) -> None:
+        """`endpoint` is LOCAL or tcp://HOST:PORT. Connecting goes on in the background, for ever."""
+        self._socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
+        _configure(self._socket)
+        self._socket.routing_id = b"n" + os.urandom(8)  # kept over reconnections
+        public, secret = keys(token)
+        self._socket.curve_serverkey = self._socket.curve_publickey = public
+        self._socket.curve_secretkey = secret
+        self._socket.reconnect_ivl, self._socket.reconnect_ivl_max = 200, 1000
+        self._socket.connect_timeout = 2000
+        self._socket.immediate = endpoint != LOCAL  # queue nothing for a node 0 that is not there
+        self._socket.connect(endpoint)
+
+    async def receive(self) -> Any_:
+        """The next well-formed message of node 0."""
+        while True:
+            data = await self._socket.recv()
+            with contextlib.suppress(msgspec.DecodeError):
+                return _decode(data)
+
+    def send(self, message: Message) -> None:
+        """Hand a message to the transport; dropped where node 0 cannot be reached."""
+        with contextlib.suppress(zmq.Again):
+            _fire(self._socket.send(encode(message), zmq.NOBLOCK))
+
+    def close(self) -> None:
+        """Leave, after at most half a second for what is still on its way out."""
+        self._socket.close(linger=500)
+
+
+def numeric(address: str) -> bool:
+    """Whether this is an IP address rather than a name."""
+    with contextlib.suppress(ValueError):
+        return bool(ipaddress.ip_address(address))
+    return False
+
+
+_pending: set[asyncio.Future[Any]] = set()
+
+
+def _fire(future: Any) -> None:
+    """Let a send complete on its own; what fails there shows as silence."""
+
+    def forget(done: asyncio.Future[Any]) -> None:
+        _pending.discard(done)
+        if not done.cancelled():
+            done.exception()
+
+    task = asyncio.ensure_future(future)
+    _pending.add(task)
+    task.add_done_callback(forget)
+
+
+def _configure(sock: zmq.asyncio.Socket) -> None:
+    sock.ipv6 = True
+    sock.maxmsgsize = MAX_MESSAGE
+    sock.handshake_ivl = 3000
+    sock.linger = 0
+
