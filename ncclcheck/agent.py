@@ -27,7 +27,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 class NodeLost(Exception):
-    """Node 0 has been silent for wire.SILENCE seconds."""
+    """Node 0 has been silent for wire.SILENCE seconds; args: what this node's ranks were doing, as facts."""
 
 
 class Agent:
@@ -67,7 +67,7 @@ class Agent:
                     message = await asyncio.wait_for(self._client.receive(), wire.BEAT)
                 except TimeoutError:
                     if self.met and time.monotonic() - self._heard > wire.SILENCE:
-                        raise NodeLost from None
+                        raise NodeLost(await self._look()) from None
                     continue
                 self._heard = time.monotonic()
                 if isinstance(message, wire.Result):
@@ -131,7 +131,11 @@ class Agent:
             await asyncio.sleep(TICK)
 
     async def _collect(self, name: str) -> None:
-        self._client.send(wire.Collected(name, await self._launches[name].collect()))
+        launch = self._launches[name]
+        facts = await launch.collect()
+        slots, lines, beats, news, over = launch.poll()
+        self._client.send(wire.Progress(name, slots, lines, beats, news, over))  # so that all nodes are seen as of now
+        self._client.send(wire.Collected(name, facts))
 
     async def _stop(self, name: str) -> None:
         self._client.send(wire.Stopped(name, await self.end(name)))
@@ -148,8 +152,8 @@ class Agent:
         left = await launch.end()
         return launch.logs() + left
 
-    async def look(self) -> list[Fact]:
-        """Collect from every launch of this node that is running; for an agent that lost node 0."""
+    async def _look(self) -> list[Fact]:
+        """Collect from every launch of this node that is running."""
         return [fact for launch in self._launches.values() for fact in await launch.collect()]
 
     async def _end_all(self) -> None:

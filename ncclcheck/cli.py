@@ -11,7 +11,7 @@ import click
 from ncclcheck import __version__, units
 
 
-class Size(click.ParamType):
+class Size(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.4
     """`64MiB` -> bytes."""
 
     name = "size"
@@ -23,7 +23,7 @@ class Size(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-class Seconds(click.ParamType):
+class Seconds(click.ParamType):  # type: ignore[type-arg]
     """`1.5m` -> seconds."""
 
     name = "time"
@@ -118,4 +118,3 @@ def _leave(code: int) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(code)
-

@@ -9,14 +9,14 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
 from ncclcheck import __version__, fault, registry, triage, wire
 from ncclcheck.cluster import Cluster
-from ncclcheck.model import Evidence, Fact, Finding, Outcome, ProbeResult, RankId, Report, Run, Status
+from ncclcheck.model import Evidence, Fact, Finding, ProbeResult, RankId, Report, Run, Status
 from ncclcheck.rollcall import Roll, describe_missing, node_entries
 from ncclcheck.units import seconds_text
 from ncclcheck.watch import Clock, View
@@ -64,7 +64,7 @@ class Coordinator:
         self._acks: set[bytes] = set()
         self._news = asyncio.Event()
         self._started = time.monotonic()
-        self._run_id = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+        self._run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
         self._results: list[ProbeResult] = []
         self._findings: list[Finding] = []
         self._ranks: dict[int, RankId] = {}
@@ -149,15 +149,20 @@ class Coordinator:
                 return self._refuse(self._roll.conflicts())
             missing = self._roll.missing()
             if now > end:
-                strangers = self._server.callers - {address for hello in self._roll.hellos.values() for found in hello.addresses.values() for address in found}
-                facts = [*missing, Fact("roll-call", socket.gethostname(), fields={"seconds": self._options.roll_call_timeout, "there": self._roll.there()})]
+                strangers = self._server.callers - {
+                    address for hello in self._roll.hellos.values() for found in hello.addresses.values() for address in found
+                }
+                facts = [
+                    *missing,
+                    Fact("roll-call", socket.gethostname(), fields={"seconds": self._options.roll_call_timeout, "there": self._roll.there()}),
+                ]
                 if self._server.wrong_keys:
                     facts.append(Fact("stranger", fields={"addresses": sorted(strangers), "attempts": self._server.wrong_keys}))
                 return self._refuse(facts)
             line = self._roll.there(), describe_missing(missing)
-            if [*line[0], *line[1]] != told:
+            if line[0] and [*line[0], *line[1]] != told:
                 told = [*line[0], *line[1]]
-                self._say(f"roll call: {', '.join(line[0]) or 'nobody'} here, waiting for {', '.join(line[1])} (at most {end - now:.0f} s)")
+                self._say(f"roll call: {', '.join(line[0])} here, waiting for {', '.join(line[1])} (at most {end - now:.0f} s)")
                 for peer in self._roll.hellos:
                     self._server.send(peer, wire.Roster(line[0], line[1], end - now))
             await self._until(self._roll.complete, 0.2)
@@ -269,9 +274,6 @@ class Coordinator:
                     continue
                 break
             facts += await self._ask(wire.Stop(name), wire.Stopped, STOP_BOUND)
-        except AgentLost:
-            self._send_all(wire.Stop(name))
-            raise
         finally:
             self._ranks |= view.ranks
         facts.append(Fact("clock", fields={"which": clock.value, "bound": bound, "probe": view.current(), "name": clock.name}))
@@ -319,7 +321,7 @@ class Coordinator:
         finished = view.finished.get(name, {})
         began = view.began.get(name, view.started)
         seconds = (max(finished.values()) if len(finished) == view.world_size else time.monotonic()) - began if name in view.began else 0.0
-        facts = [fact for fact in view.facts if fact.get("probe") == name]
+        facts = [replace(fact, fields={k: v for k, v in fact.fields.items() if k != "probe"}) for fact in view.facts if fact.get("probe") == name]
         result = ProbeResult(name, Status.PASS, "", seconds, view.samples.get(name, []), facts)
         failed = [fact for fact in facts if fact.kind == "fail"]
         if failed:
@@ -332,7 +334,7 @@ class Coordinator:
             result.status, result.detail = Status.UNKNOWN, f"no end within {clock.value} of {bound:g} s"
         else:
             certain = any(finding.cause not in triage.UNDECIDED for finding in found)
-            result.status, result.detail = (Status.FAIL if certain else Status.UNKNOWN), found[0].title if found else clock.value
+            result.status, result.detail = (Status.FAIL if certain else Status.UNKNOWN), f"{found[0].title if found else 'ended'} ({clock.value})"
         return result
 
     # -- the end -------------------------------------------------------------------------------------------------
@@ -340,29 +342,43 @@ class Coordinator:
     async def _lost(self, number: int, reason: str) -> None:
         """A node is gone: say who, end the others' ranks, keep what is known."""
         hello = self._hellos()[number]
-        self._findings += triage.findings(Run(facts=[Fact("agent-lost", hello.host, fields={"node_rank": number, "reason": reason})]))
         gone = next(peer for peer, known in self._numbers.items() if known == number)
         del self._numbers[gone]
         started = {result.name for result in self._results}
         for name in self._options.probes:
             if name not in started:
                 self._results.append(ProbeResult(name, Status.UNKNOWN, f"node {number} ({hello.host}) was lost"))
-        if self._view:
-            with contextlib.suppress(AgentLost):
+        facts = [Fact("agent-lost", hello.host, fields={"node_rank": number, "reason": reason})]
+        with contextlib.suppress(AgentLost):  # a second one: the first is enough to say
+            if self._view:
+                facts += await self._ask(wire.Collect(self._view.launch), wire.Collected, COLLECT_BOUND)
                 await self._ask(wire.Stop(self._view.launch), wire.Stopped, STOP_BOUND)
+        self._findings += triage.findings(Run(facts=facts))
 
     def _report(self) -> Report:
         hellos = self._hellos() if self._numbers else dict(enumerate(self._roll.hellos.values()))
         rolled = bool(self._numbers)
-        results = self._results if rolled else [ProbeResult(name, Status.SKIP, "not run: the roll call was not completed") for name in self._options.probes]
+        results = (
+            self._results if rolled else [ProbeResult(name, Status.SKIP, "not run: the roll call was not completed") for name in self._options.probes]
+        )
         findings = triage.order(self._findings)
-        verdict = triage.verdict(findings, results, emulated=bool(self._options.emulated), not_asked=self._options.not_asked, ranks=self._world_size(), nodes=len(hellos))
+        verdict = triage.verdict(
+            findings, results, emulated=bool(self._options.emulated), not_asked=self._options.not_asked, ranks=self._world_size(), nodes=len(hellos)
+        )
         folder = {str(number): f"{self._run_id}/{_folder(number, hello)}" for number, hello in hellos.items()} if rolled else {}
         return Report(
-            1, verdict.status, verdict.summary, round(time.monotonic() - self._started, 3), findings, bool(self._options.emulated),
-            {"added": {**self._options.environment, **self._added}}, results, node_entries(hellos), [self._ranks[rank] for rank in sorted(self._ranks)],
+            1,
+            verdict.status,
+            verdict.summary,
+            round(time.monotonic() - self._started, 3),
+            findings,
+            bool(self._options.emulated),
+            {"added": {**self._options.environment, **self._added}},
+            results,
+            node_entries(hellos),
+            [self._ranks[rank] for rank in sorted(self._ranks)],
             {"id": self._run_id, "folders": folder, "ncclcheck": __version__, "not_asked": list(self._options.not_asked)},
-        )  # fmt: skip
+        )
 
     async def _publish(self, report: Report) -> None:
         """Give every agent the report and wait, bounded, until each has it."""

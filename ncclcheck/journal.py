@@ -65,14 +65,11 @@ class SlotWriter:
         self._pid = os.getpid()
         self._writes = 0
 
-    def write(
-        self, *, seq: int, name: bytes, nbytes: int, entered: float, left: float, bound: float, flags: int, group: bytes, dtype: bytes
-    ) -> None:
+    def write(self, seq: int, name: bytes, nbytes: int, entered: float, left: float, bound: float, flags: int, group: bytes, dtype: bytes) -> None:
         """Publish where this rank is; `left` 0.0 means inside."""
-        self._writes += 1
-        _SLOT.pack_into(
-            self._map, self._offset, self._writes, self._pid, self._rank, seq, nbytes, entered, left, bound, flags, self._writes, name, group, dtype, self._writes
-        )  # fmt: skip
+        self._writes = count = self._writes + 1
+        where = (self._pid, self._rank, seq, nbytes, entered, left, bound, flags, count, name, group, dtype)
+        _SLOT.pack_into(self._map, self._offset, count, *where, count)
 
 
 def create_slots(path: Path, count: int) -> None:
@@ -105,9 +102,8 @@ class SlotReader:
         if head == 0:
             return None
         text = [raw.rstrip(b"\0").decode("utf-8", "replace") for raw in (name, group, dtype)]
-        return Slot(
-            pid, rank, seq, nbytes, entered, left or None, bound, bool(flags & _LOCAL), bool(flags & _OPAQUE), bool(flags & _DONE), writes, *text
-        )  # fmt: skip
+        local, opaque, done = (bool(flags & flag) for flag in (_LOCAL, _OPAQUE, _DONE))
+        return Slot(pid, rank, seq, nbytes, entered, left or None, bound, local, opaque, done, writes, *text)
 
 
 class Journal:
@@ -115,7 +111,7 @@ class Journal:
 
     def __init__(self, folder: Path | None, rank: int, local_rank: int) -> None:
         """`folder` is the launch's folder made by the agent; None keeps nothing (a probe run alone)."""
-        self._file = open(folder / f"rank{rank}.jsonl", "ab", buffering=0) if folder else None
+        self._file = open(folder / f"rank{rank}.jsonl", "ab", buffering=0) if folder else None  # noqa: SIM115 (open as long as the rank lives)
         self._slot = SlotWriter(folder / "slots", local_rank, rank) if folder else None
         self.seq = 0
         self._now: tuple[bytes, int, float, float, int, bytes, bytes] = (b"", 0, 0.0, 2.0, 0, b"", b"")
@@ -163,7 +159,7 @@ class Journal:
     def _publish(self, left: float) -> None:
         if self._slot:
             name, nbytes, entered, bound, flags, group, dtype = self._now
-            self._slot.write(seq=self.seq, name=name, nbytes=nbytes, entered=entered, left=left, bound=bound, flags=flags, group=group, dtype=dtype)
+            self._slot.write(self.seq, name, nbytes, entered, left, bound, flags, group, dtype)
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,7 +141,13 @@ class LocalLaunch:
         """State, wait channel and stack of every rank that is alive, and what the logs say; at most about 4 s."""
         alive = [(slot, process) for slot in self._reader.read() if slot and (process := self._process(slot))]
         facts = [
-            Fact("state", self._host, slot.rank, slot.pid, {"state": process.state, "cpu_seconds": process.cpu_seconds, "wchan": processes.wchan(slot.pid)})
+            Fact(
+                "state",
+                self._host,
+                slot.rank,
+                slot.pid,
+                {"state": process.state, "cpu_seconds": process.cpu_seconds, "wchan": processes.wchan(slot.pid)},
+            )
             for slot, process in alive
         ]
         facts += await asyncio.gather(*(stacks.stack(slot.rank, slot.pid, self.folder, process.stopped) for slot, process in alive))
@@ -165,7 +171,9 @@ class LocalLaunch:
             if match := _EXIT.search(text):
                 pid = int(match["pid"])
                 source = Evidence(f"{self.id}/launcher.log", number, text.strip())
-                facts.append(Fact("exit", self._host, ranks.get(pid), pid, {"code": int(match["code"]), "local_rank": int(match["local_rank"])}, source))
+                facts.append(
+                    Fact("exit", self._host, ranks.get(pid), pid, {"code": int(match["code"]), "local_rank": int(match["local_rank"])}, source)
+                )
         return facts
 
     async def end(self) -> list[Fact]:
@@ -188,10 +196,17 @@ class LocalLaunch:
             with contextlib.suppress(OSError):
                 os.unlink(path)
         facts = [
-            Fact("left-over", self._host, pid=process.pid, fields={"what": f"process {process.pid}", "state": processes.STATES.get(process.state, process.state)})
+            Fact(
+                "left-over",
+                self._host,
+                pid=process.pid,
+                fields={"what": f"process {process.pid}", "state": processes.STATES.get(process.state, process.state)},
+            )
             for process in processes.marked(*self._marks)
         ]
-        return facts + [Fact("left-over", self._host, fields={"what": path}) for path in processes.orphaned_shared_memory() if path not in self._shared]
+        return facts + [
+            Fact("left-over", self._host, fields={"what": path}) for path in processes.orphaned_shared_memory() if path not in self._shared
+        ]
 
 
 def reap() -> None:

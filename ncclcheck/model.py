@@ -243,4 +243,4 @@ class Report:
     probes: Sequence[ProbeResult]
     nodes: Sequence[Mapping[str, Any]]
     ranks: Sequence[RankId]
-    run: Mapping[str, Any]  # id, directory on each node, command, versions
+    run: dict[str, Any]  # id, directory, each node's folder in it, version

@@ -23,6 +23,7 @@ from ncclcheck.model import Fact, ProbeResult, Report, Run, Status
 from ncclcheck.rollcall import task_fields
 
 DEFAULT_TOKEN = "ncclcheck"  # public: without --token, whoever reaches the port can take part
+SECOND_NODE0 = 8.0  # seconds in which an agent at the master address, which is not ours, must answer
 RETRY = 1.0  # seconds between two tries to resolve the master's name
 
 
@@ -48,7 +49,10 @@ async def _run(cluster: Cluster, options: Options, token: str, folder: Path, say
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, interrupt, number)
     try:
-        return await _Node(cluster, options, token, folder, say, show).run()
+        report = await _Node(cluster, options, token, folder, say, show).run()
+        if report.run.get("folders"):
+            report.run["directory"] = str(folder / report.run["id"])
+        return report
     except asyncio.CancelledError:
         if caught:
             raise Interrupted(caught[0]) from None
@@ -56,9 +60,7 @@ async def _run(cluster: Cluster, options: Options, token: str, folder: Path, say
 
 
 class _Node:
-    def __init__(
-        self, cluster: Cluster, options: Options, token: str, folder: Path, say: Callable[[str], None], show: Callable[[str], None]
-    ) -> None:
+    def __init__(self, cluster: Cluster, options: Options, token: str, folder: Path, say: Callable[[str], None], show: Callable[[str], None]) -> None:
         self._cluster, self._options, self._token, self._folder = cluster, options, token, folder
         self._say, self._show = say, show
         self._name = socket.gethostname()
@@ -71,8 +73,12 @@ class _Node:
         if facts:
             return self._alone(facts)
         first = self._cluster.node_rank == 0 or (self._cluster.node_rank is None and master.own(address, self._addresses))
-        if problem := self._misplaced(address, first):
-            return self._alone([problem])
+        if first and not master.own(address, self._addresses):
+            seen = await self._other_node0(address)
+            if seen.get("answer") != "zmq":
+                mine = ", ".join(sorted(found for found in self._mine() if not found.startswith(("127.", "::1", "fe80"))))
+                return self._alone([replace(seen, fields={**seen.fields, "answer": "not-ours", "text": f"{self._name} has {mine}"})])
+            first = False  # another agent is node 0 there: it is told of a second one
         if not first:
             return await self._member(wire.Client(_endpoint(address, self._cluster.port), self._token), address)
         server = wire.Server(self._token)
@@ -113,17 +119,27 @@ class _Node:
             self._show(f"the master's name {name} does not resolve yet ({error}); {left:.0f} s left")
             await asyncio.sleep(min(RETRY, left))
 
-    def _misplaced(self, address: str, first: bool) -> Fact | None:
-        """Node 0 that does not have the master's address, or another node that does."""
-        own = {found for addresses in self._addresses.values() for found in addresses}
-        fields = {"name": self._cluster.master, "address": address, "port": self._cluster.port}
-        mine = ", ".join(sorted(found for found in own if not found.startswith(("127.", "::1", "fe80"))))
-        if first and not master.own(address, self._addresses):
-            return Fact("master", self._name, fields={**fields, "answer": "not-ours", "text": f"{self._name} has {mine}"})
-        return None
+    async def _other_node0(self, address: str) -> Fact:
+        """Whether another agent answers as node 0 there; it is given a little time to come up."""
+        end = time.monotonic() + min(SECOND_NODE0, self._options.roll_call_timeout)
+        while True:
+            seen = await master.look(self._name, self._cluster.master, address, self._cluster.port)
+            if seen.get("answer") == "zmq" or time.monotonic() > end:
+                return seen
+            self._show(f"{address} is not an address of this node; looking whether another node is node 0 there")
+            await asyncio.sleep(RETRY)
+
+    def _mine(self) -> set[str]:
+        return {found for addresses in self._addresses.values() for found in addresses}
 
     def _bind(self, address: str, error: OSError) -> Fact:
-        fields = {"address": address, "port": self._cluster.port, "errno": error.errno, "text": str(error), "owner": master.listener(self._cluster.port)}
+        fields = {
+            "address": address,
+            "port": self._cluster.port,
+            "errno": error.errno,
+            "text": str(error),
+            "owner": master.listener(self._cluster.port),
+        }
         return Fact("bind", self._name, fields=fields)
 
     async def _member(self, client: wire.Client, address: str) -> Report:
@@ -140,8 +156,10 @@ class _Node:
                 self._show(f"waiting for node 0 at {self._cluster.master}:{self._cluster.port} ({left:.0f} s left)")
                 await asyncio.wait([work], timeout=min(0.5, max(left, 0.01)))
             return msgspec.json.decode(await work, type=Report)
-        except NodeLost:
-            return self._alone([Fact("agent-lost", self._cluster.master, fields={"node_rank": 0, "reason": f"silent for {wire.SILENCE:g} s"})])
+        except NodeLost as lost:
+            return self._alone(
+                [Fact("agent-lost", self._cluster.master, fields={"node_rank": 0, "reason": f"silent for {wire.SILENCE:g} s"}), *lost.args[0]]
+            )
         except asyncio.CancelledError:
             agent.leave("interrupted")
             raise
@@ -154,9 +172,20 @@ class _Node:
     def _hello(self) -> wire.Hello:
         cluster = self._cluster
         return wire.Hello(
-            wire.PROTOCOL, __version__, cluster.nnodes, cluster.node_rank, cluster.nproc_per_node, self._name, os.getpid(), cluster.source,
-            self._addresses, host.gpus(), host.versions(), host.nvidia_present(), task_fields(cluster),
-        )  # fmt: skip
+            wire.PROTOCOL,
+            __version__,
+            cluster.nnodes,
+            cluster.node_rank,
+            cluster.nproc_per_node,
+            self._name,
+            os.getpid(),
+            cluster.source,
+            self._addresses,
+            host.gpus(),
+            host.versions(),
+            host.nvidia_present(),
+            task_fields(cluster),
+        )
 
     def _alone(self, facts: list[Fact]) -> Report:
         """The report of a node that could not take part to the end."""
@@ -164,14 +193,28 @@ class _Node:
         probes = [ProbeResult(name, Status.SKIP, "not run: this node is alone") for name in self._options.probes]
         cluster = self._cluster
         verdict = triage.verdict(
-            found, probes, emulated=bool(self._options.emulated), not_asked=self._options.not_asked, ranks=cluster.nnodes * cluster.nproc_per_node, nodes=cluster.nnodes
+            found,
+            probes,
+            emulated=bool(self._options.emulated),
+            not_asked=self._options.not_asked,
+            ranks=cluster.nnodes * cluster.nproc_per_node,
+            nodes=cluster.nnodes,
         )
         nodes = [{"node_rank": cluster.node_rank, "host": self._name, "addresses": self._addresses}]
         seconds = round(time.monotonic() - self._started, 3)
         return Report(
-            1, verdict.status, verdict.summary, seconds, found, bool(self._options.emulated), {"added": dict(self._options.environment)}, probes, nodes, [],
+            1,
+            verdict.status,
+            verdict.summary,
+            seconds,
+            found,
+            bool(self._options.emulated),
+            {"added": dict(self._options.environment)},
+            probes,
+            nodes,
+            [],
             {"ncclcheck": __version__, "not_asked": list(self._options.not_asked)},
-        )  # fmt: skip
+        )
 
 
 def _endpoint(address: str, port: int) -> str:

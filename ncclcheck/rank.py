@@ -75,7 +75,7 @@ def _run(probes: list[str], journal: Journal, rank: int, local_rank: int, alone:
             raise ValueError(f"{plugin.name} needs {plugin.get('MIN_RANKS')} ranks or more, this job has {world_size}")
     options = json.loads(os.environ.get("NCCLCHECK_OPTIONS", "{}"))
     if alone:
-        _watchdog(options.get("timeout") or sum(plugin.constants["TIMEOUT"] for plugin in plugins))
+        _watchdog(rank, options.get("timeout") or sum(plugin.constants["TIMEOUT"] for plugin in plugins))
     journal.enter("import torch", local=True, bound=IMPORT_BOUND, opaque=True)
     import torch
     import torch.distributed as dist
@@ -143,14 +143,16 @@ def _device(torch: Any, local_rank: int) -> Device:
     return Device(local_rank, found.name, f"GPU-{found.uuid}", bus)
 
 
-def _watchdog(seconds: float) -> None:
+def _watchdog(rank: int, seconds: float) -> None:
     """A probe that runs alone has nobody to end it: after its time, every thread's stack is printed and it exits."""
 
     def bark() -> None:
-        print(f"ncclcheck: no end after {seconds:g} s; the stacks of this rank follow", file=sys.stderr, flush=True)
+        print(f"ncclcheck: rank {rank}: no end after {seconds:g} s; its stacks follow", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(all_threads=True)
         os._exit(1)
 
+    # torchrun ends the other ranks with SIGTERM as soon as one has left: their stacks first, for theirs may be the cause.
+    faulthandler.register(signal.SIGTERM, all_threads=True, chain=True)
     timer = threading.Timer(seconds, bark)
     timer.daemon = True
     timer.start()

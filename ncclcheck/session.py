@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, TextIO, cast
 
 from ncclcheck import cluster as clusters
 from ncclcheck import emulate, fault, node, registry, report
@@ -91,7 +91,9 @@ def _flags(given: Mapping[str, Any]) -> clusters.Flags:
 
 def _emulation(given: Mapping[str, Any], environ: Mapping[str, str]) -> str | None:
     """`2x1` where nodes are to be emulated: asked for, or nothing real to test here."""
-    about_a_cluster = [f"--{name.replace('_', '-')}" for name in ("nnodes", "node_rank", "master", "nproc_per_node", "hosts") if given[name] is not None]
+    about_a_cluster = [
+        f"--{name.replace('_', '-')}" for name in ("nnodes", "node_rank", "master", "nproc_per_node", "hosts") if given[name] is not None
+    ]
     if given["emulate"]:
         if about_a_cluster:
             raise Usage(f"--emulate makes its own nodes: leave {' and '.join(about_a_cluster)} out")
@@ -113,9 +115,8 @@ def _emulate(text: str, options: Options, given: Mapping[str, Any], folder: Path
         print(f"ncclcheck: {gpus} GPU(s) are too few for {nodes * ranks} ranks: emulating with Gloo on the CPU", file=sys.stderr)
         os.environ["CUDA_VISIBLE_DEVICES"], gpus = "", 0
     token = given["token"] or secrets.token_hex(16)
-    folder = folder.resolve()
     with contextlib.ExitStack() as stack:
-        quiet: list[IO[str]] = [stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8")) for _ in range(nodes)]
+        quiet = [cast(TextIO, stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8"))) for _ in range(nodes)]
 
         def body(me: emulate.Node) -> int:
             first = me.rank == 0
@@ -135,9 +136,7 @@ def _emulate(text: str, options: Options, given: Mapping[str, Any], folder: Path
         return codes[alive] if alive is not None else 128 - codes[0]
 
 
-def _take_part(
-    found: clusters.Cluster, options: Options, token: str, folder: Path, given: Mapping[str, Any], out: IO[str], err: IO[str]
-) -> int:
+def _take_part(found: clusters.Cluster, options: Options, token: str, folder: Path, given: Mapping[str, Any], out: TextIO, err: TextIO) -> int:
     live = Live(err, enabled=True)
     try:
         result = node.run(found, options, token, folder, live.say, live.show)
@@ -152,7 +151,7 @@ def _take_part(
     return EXIT_CODES[result.status]
 
 
-def _print(result: Report, given: Mapping[str, Any], out: IO[str], brief: bool) -> None:
+def _print(result: Report, given: Mapping[str, Any], out: TextIO, brief: bool) -> None:
     if given["form"] == "text" and not given["output"]:
         from ncclcheck.report import text
 

@@ -28,7 +28,9 @@ def reported(run: Run) -> list[Finding]:
         evidence = [fact.source] if fact.source else []
         same = next((other for other in result if (other.cause, other.title) == (fact.get("cause"), fact.get("title"))), None)
         if same is None:
-            result.append(Finding(fact.get("cause"), fact.get("title"), culprit, float(fact.get("confidence", 0.95)), evidence, fact.get("remedy", "")))
+            result.append(
+                Finding(fact.get("cause"), fact.get("title"), culprit, float(fact.get("confidence", 0.95)), evidence, fact.get("remedy", ""))
+            )
     return result
 
 
@@ -38,16 +40,14 @@ def order(found: Sequence[Finding]) -> list[Finding]:
     return sorted(reversed(unique.values()), key=lambda finding: (finding.cause in UNDECIDED, -finding.confidence))
 
 
-def verdict(
-    found: Sequence[Finding], probes: Sequence[ProbeResult], *, emulated: bool, not_asked: Sequence[str], ranks: int, nodes: int
-) -> Verdict:
+def verdict(found: Sequence[Finding], probes: Sequence[ProbeResult], *, emulated: bool, not_asked: Sequence[str], ranks: int, nodes: int) -> Verdict:
     """One status and one sentence. A probe that could not decide, or was required and could not run, never counts as passed."""
     certain = [finding for finding in found if finding.cause not in UNDECIDED]
     states = {probe.status for probe in probes}
     tail = f"; not asked: {', '.join(not_asked)}" if not_asked else ""
     if Status.FAIL in states or (certain and not any(probe.status in (Status.PASS, Status.UNKNOWN, Status.CRASHED) for probe in probes)):
         reason = certain[0].title if certain else next(probe.detail for probe in probes if probe.status is Status.FAIL)
-        return Verdict(Outcome.NOT_READY, f"not ready: {reason}{tail}", found)
+        return Verdict(Outcome.NOT_READY, f"{reason}{tail}", found)
     undecided = [probe for probe in probes if probe.status in (Status.SKIP, Status.UNKNOWN, Status.CRASHED)]
     if undecided or found or not probes:
         reason = found[0].title if found else f"{undecided[0].name}: {undecided[0].detail}" if undecided else "no probe was asked for"
@@ -63,7 +63,9 @@ def verdict(
 def _open(run: Run) -> Finding:
     where = ", ".join(f"{run.name(rank)} {'in' if step.inside else 'after'} {step.name} #{step.seq}" for rank, step in run.last_steps().items())
     clock = next((fact.get("which") for fact in run.of("clock")), "something")
-    evidence = [fact.source for fact in run.facts if fact.source is not None][:3] or [Evidence("", 0, f"{clock}; {where or 'no rank announced itself'}")]
+    evidence = [fact.source for fact in run.facts if fact.source is not None][:3] or [
+        Evidence("", 0, f"{clock}; {where or 'no rank announced itself'}")
+    ]
     return Finding(
         "insufficient-evidence",
         f"{clock}, and nothing that was seen says why" + (f": {where}" if where else ""),

@@ -6,6 +6,7 @@ unique to a node; under torchrun it is the same constant on every node, and for 
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ def correct() -> str:
     job = os.environ.get("NCCLCHECK_RUN") or os.environ.get("MASTER_PORT", "")
 
     def make_group_name(communicator: Any) -> str:
-        return f"ncclcheck-{job}-{node}-{original(communicator).replace('/', '')}"
+        whole = f"{node} {original(communicator)}"  # lists every rank of the group: too long for a file name
+        return f"ncclcheck-{job}-{hashlib.sha256(whole.encode()).hexdigest()[:16]}"
 
     shared.make_group_name = staticmethod(make_group_name)
     return "vLLM's CPU platform under torchrun: its shared memory is named after the job and the node, so groups that span nodes use the network"

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 HEAD_DIM = 32  # vLLM's CPU attention takes 32, 64, 80, ..., and fails at the first token for others
-HIDDEN = 128
 LAYERS = 2
 SCALE = 0.2  # of the weights: large enough that the best token leads by far, so another order of summation changes nothing
 WHOLE = 64 * 2**20  # a weights file up to this size is hashed whole
@@ -19,10 +18,11 @@ BLOCK, BLOCKS = 2**20, 16  # of a larger one, this many blocks at even distances
 def config(tp: int) -> dict[str, Any]:
     """The model's config.json: at least 4 heads, and every dimension that tensor parallelism splits divisible by `tp`."""
     heads = tp * -(-4 // tp)
+    hidden = 4 * heads * -(-32 // heads)  # transformers wants a multiple of the heads, GPUs a multiple of 16 bytes; 128 for 4 to 32 heads
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "hidden_size": HIDDEN,
+        "hidden_size": hidden,
         "intermediate_size": 64 * heads,
         "num_hidden_layers": LAYERS,
         "num_attention_heads": heads,
@@ -59,27 +59,33 @@ def write(folder: Path, tp: int, seed: int = 0) -> None:
     def matrix(rows: int, columns: int) -> torch.Tensor:
         return torch.randn(rows, columns, generator=generator) * SCALE
 
-    attention, inner, vocabulary = shape["num_attention_heads"] * HEAD_DIM, shape["intermediate_size"], shape["vocab_size"]
-    weights = {"model.embed_tokens.weight": matrix(vocabulary, HIDDEN), "model.norm.weight": torch.ones(HIDDEN), "lm_head.weight": matrix(vocabulary, HIDDEN)}
+    hidden, attention = shape["hidden_size"], shape["num_attention_heads"] * HEAD_DIM
+    inner, vocabulary = shape["intermediate_size"], shape["vocab_size"]
+    weights = {
+        "model.embed_tokens.weight": matrix(vocabulary, hidden),
+        "model.norm.weight": torch.ones(hidden),
+        "lm_head.weight": matrix(vocabulary, hidden),
+    }
     for index in range(LAYERS):
         layer = f"model.layers.{index}"
         for name in ("q", "k", "v"):
-            weights[f"{layer}.self_attn.{name}_proj.weight"] = matrix(attention, HIDDEN)
-        weights[f"{layer}.self_attn.o_proj.weight"] = matrix(HIDDEN, attention)
-        weights[f"{layer}.mlp.gate_proj.weight"] = matrix(inner, HIDDEN)
-        weights[f"{layer}.mlp.up_proj.weight"] = matrix(inner, HIDDEN)
-        weights[f"{layer}.mlp.down_proj.weight"] = matrix(HIDDEN, inner)
-        weights[f"{layer}.input_layernorm.weight"] = torch.ones(HIDDEN)
-        weights[f"{layer}.post_attention_layernorm.weight"] = torch.ones(HIDDEN)
+            weights[f"{layer}.self_attn.{name}_proj.weight"] = matrix(attention, hidden)
+        weights[f"{layer}.self_attn.o_proj.weight"] = matrix(hidden, attention)
+        weights[f"{layer}.mlp.gate_proj.weight"] = matrix(inner, hidden)
+        weights[f"{layer}.mlp.up_proj.weight"] = matrix(inner, hidden)
+        weights[f"{layer}.mlp.down_proj.weight"] = matrix(hidden, inner)
+        weights[f"{layer}.input_layernorm.weight"] = torch.ones(hidden)
+        weights[f"{layer}.post_attention_layernorm.weight"] = torch.ones(hidden)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def reduced_bytes(tokens: int) -> int:
-    """Bytes that tensor parallelism all-reduces while this model computes `tokens` tokens.
+def reduced_bytes(tp: int, tokens: int) -> int:
+    """Bytes that tensor parallelism all-reduces while the model made for `tp` computes `tokens` tokens.
 
     One all-reduce of the hidden state for the embedding, one for each attention and one for each MLP.
     """
-    return (2 * LAYERS + 1) * tokens * HIDDEN * 4
+    width: int = config(tp)["hidden_size"] * 4
+    return (2 * LAYERS + 1) * tokens * width
 
 
 def digest(folder: Path) -> str:

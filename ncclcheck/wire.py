@@ -11,7 +11,7 @@ import hashlib
 import ipaddress
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -139,7 +139,7 @@ class Goodbye(Message, frozen=True):
 
 Any_ = Hello | Roster | Welcome | Launch | Progress | Collect | Collected | Stop | Stopped | Result | Ack | Beat | Goodbye
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Any_).decode
+_decode: Callable[[bytes], Any_] = msgspec.msgpack.Decoder(Any_).decode
 T = TypeVar("T")
 
 
@@ -273,4 +273,3 @@ def _configure(sock: zmq.asyncio.Socket) -> None:
     sock.maxmsgsize = MAX_MESSAGE
     sock.handshake_ivl = 3000
     sock.linger = 0
-

@@ -128,7 +128,7 @@ def _graph(rank: Rank, nbytes: int, iterations: int) -> Iterator[Sample | Fact]:
         _complete(rank)
     if _greatest(rank, float(bool(reason)))[0]:
         if reason:
-            yield Fact("note", rank=rank.rank, fields={"text": f"rank {rank.rank} cannot capture all_reduce {nbytes} B in a CUDA graph: {reason}"})
+            yield Fact("note", rank=rank.rank, fields={"title": f"rank {rank.rank} cannot capture all_reduce {nbytes} B in a CUDA graph: {reason}"})
         return
     with rank.step(name, nbytes=nbytes, dtype="float32") as announced:
         announced.issued(GRAPHED - 1)

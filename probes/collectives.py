@@ -154,7 +154,7 @@ def run(rank: Rank) -> Iterator[Sample | Fact]:
                 took = _run(rank, name, trial, n * count * dtype.itemsize)
                 if took is None:
                     if rank.rank == 0:
-                        yield Fact("note", fields={"text": f"{dist.get_backend()} has no {name} for {_name(dtype)}; not checked"})
+                        yield Fact("note", fields={"title": f"{dist.get_backend()} has no {name} for {_name(dtype)}; not checked"})
                     break
                 wrong = pattern.difference(trial.result, trial.expected)
                 if wrong and correct:  # one fact per operation says enough

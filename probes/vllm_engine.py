@@ -77,7 +77,10 @@ def run(rank: Rank) -> Iterator[Fact]:
 def _settle(on_cpu: bool) -> dict[str, str]:
     """Set what the engine needs and the user has not set. Returns what was added."""
     wanted = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-    wanted |= {"TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"} if on_cpu else {"VLLM_USE_FLASHINFER_SAMPLER": "0"}  # nothing is worth a compiler here
+    if on_cpu:
+        wanted |= {"TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"}  # vLLM compiles its vocabulary layer even when eager: seconds, and g++
+    else:
+        wanted |= {"VLLM_USE_FLASHINFER_SAMPLER": "0"}  # FlashInfer compiles its sampler when first used
     added = {name: value for name, value in wanted.items() if name not in os.environ}
     added["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in any case: the engine's steps are announced from this process
     os.environ.update(added)
@@ -109,7 +112,7 @@ def _serve(rank: Rank, model: Path, builtin: bool) -> Iterator[Fact]:
         from vllm.distributed import get_tp_group
     seconds["import_seconds"] = time.perf_counter() - start
     if on_cpu and rank.world_size > 1:
-        yield Fact("note", fields={"title": vllm_cpu.correct()})
+        yield Fact("note", fields={"text": vllm_cpu.correct()})
     start = time.perf_counter()
     try:
         with rank.step("vllm engine start", bound=60.0, opaque=True):
@@ -123,8 +126,10 @@ def _serve(rank: Rank, model: Path, builtin: bool) -> Iterator[Fact]:
 
     group = get_tp_group()
     backend = vllm_cpu.backend(group)
+    with rank.local("hash weights", opaque=True):
+        weights = vllm_model.digest(model)
     mine = {"rank": rank.rank, "host": socket.gethostname(), "pid": os.getpid(), "device": str(rank.device), "tp_rank": group.rank_in_group,
-            "network": vllm_cpu.network(), "weights": vllm_model.digest(model)}  # fmt: skip
+            "network": vllm_cpu.network(), "weights": weights}  # fmt: skip
     yield Fact("participant", fields=mine)
     everyone = _exchange(rank, "participants", group, mine)
     problems = attendance(everyone, rank.world_size)
@@ -137,7 +142,8 @@ def _serve(rank: Rank, model: Path, builtin: bool) -> Iterator[Fact]:
     seconds |= {"first_token_seconds": cold[0], "token_seconds": statistics.median(warm[1:])}
     answers: list[Answers] = _exchange(rank, "answers", group, first)
     if builtin and rank.identity.local_rank == 0 and len({one["network"] for one in everyone}) > 1:
-        yield from _traffic(rank, sent, 2 * vllm_model.reduced_bytes(sum(map(len, PROMPTS)) + len(PROMPTS) * (TOKENS - 1)))
+        computed = 2 * (sum(map(len, PROMPTS)) + len(PROMPTS) * (TOKENS - 1))  # tokens; the last of an answer is never an input
+        yield from _traffic(rank, sent, vllm_model.reduced_bytes(rank.world_size, computed))
     del group
     with rank.local("vllm shutdown"):
         _shut_down(engine)
@@ -148,7 +154,7 @@ def _serve(rank: Rank, model: Path, builtin: bool) -> Iterator[Fact]:
     if rank.rank == 0:
         compared += [("rank 0", first, f"rank {other}", theirs) for other, theirs in enumerate(answers[1:], 1)]
         if not builtin:
-            yield Fact("note", fields={"title": "no TP=1 reference for --model: two runs, the ranks' answers and their weights were compared"})
+            yield Fact("note", fields={"text": "no TP=1 reference for --model: two runs, the ranks' answers and their weights were compared"})
         elif not problems:
             with rank.local("vllm TP=1 reference", bound=120.0, opaque=True):
                 compared.append(("TP=1", _reference(model), f"TP={rank.world_size}", first))
@@ -156,8 +162,8 @@ def _serve(rank: Rank, model: Path, builtin: bool) -> Iterator[Fact]:
     if not problems:
         yield from differences
     yield Fact("engine", fields={
-        **{name: round(value, 4) for name, value in seconds.items()},
-        "tensor_parallel": rank.world_size, "backend": backend, "vllm": vllm.__version__, "tokens_equal": not differences, "compared": [pair[2] for pair in compared],
+        **{name: round(value, 4) for name, value in seconds.items()}, "tensor_parallel": rank.world_size, "backend": backend,
+        "vllm": vllm.__version__, "tokens_equal": not differences, "compared": [f"{left} with {right}" for left, _, right, _ in compared],
     })  # fmt: skip
 
 
@@ -218,7 +224,7 @@ def _submit(engine: Any, run: str) -> tuple[Callable[[], None], dict[str, list[i
 def _generate(rank: Rank, engine: Any, run: str) -> tuple[Answers, list[float]]:
     """Greedy answers to the prompts, and the seconds of each engine step; every step is announced."""
     step, tokens = _submit(engine, run)
-    with rank.step("vllm generate", group="vllm tp", bound=60.0) as announced:
+    with rank.step("vllm generate", group="vllm tp", bound=60.0 if run == "first" else None) as announced:
         seconds = announced.repeat(step, TOKENS)
     return list(tokens.values()), seconds
 
@@ -322,7 +328,7 @@ def _traffic(rank: Rank, before: int, expected: int) -> Iterator[Fact]:
         return
     amounts = f"{units.bytes_text(sent)} sent, at least {units.bytes_text(expected)} expected"
     if reason := _uncounted():
-        yield Fact("note", fields={"title": f"whether the engine's traffic crossed the network is not known ({reason}): {amounts}"})
+        yield Fact("note", fields={"text": f"whether the engine's traffic crossed the network is not known ({reason}): {amounts}"})
     else:
         yield _fail("network-bypassed", f"the engine's traffic did not cross the network: {amounts}", sent_bytes=sent, expected_bytes=expected)
 

@@ -64,7 +64,7 @@ def identity(rank: Rank) -> dict[str, Any]:
         "uuid": me.device.uuid,
         "pci_bus_id": me.device.pci_bus_id,
         "world_size": dist.get_world_size(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # its own type is no JSON
         "nccl": nccl and ".".join(map(str, nccl)),
         **{name: os.environ.get(name) for name in ENVIRONMENT},
     }

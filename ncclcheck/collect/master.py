@@ -16,8 +16,8 @@ import psutil
 from ncclcheck.model import Fact
 
 RESOLVE_BOUND = 5.0  # seconds
-CONNECT_BOUND = 3.0
-GREETING_BOUND = 2.0
+CONNECT_BOUND = 2.0
+GREETING_BOUND = 1.5
 _ZMTP_SIGNATURE = (b"\xff", b"\x7f")  # first and tenth byte of what a ZeroMQ peer says first (ZMTP 3.1, greeting)
 _OTHER_PORTS = (22, 111, 1)  # asked only whether the host says anything at all; a refusal is an answer
 T = TypeVar("T")
@@ -79,7 +79,7 @@ def listener(port: int) -> str:
 
 
 async def look(host: str, name: str, address: str, port: int) -> Fact:
-    """Ask the master's port from outside any session; at most about 8 s. A fact of kind "master".
+    """Ask the master's port from outside any session; at most about 5 s. A fact of kind "master".
 
     `answer` is one of: refused, unreachable, silent-host, filtered, closed, silent, zmq, other; `text` quotes what was seen.
     """

@@ -70,7 +70,9 @@ def shared_memory(pid: int) -> set[str]:
     """The files of /dev/shm that a process has mapped."""
     with contextlib.suppress(OSError):
         lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
-        return {path for line in lines if (path := line.partition("/dev/shm/")[2]) and not path.endswith(" (deleted)") and (path := f"/dev/shm/{path}")}
+        return {
+            path for line in lines if (path := line.partition("/dev/shm/")[2]) and not path.endswith(" (deleted)") and (path := f"/dev/shm/{path}")
+        }
     return set()
 
 

@@ -9,7 +9,7 @@ from ncclcheck.model import Evidence, Fact
 
 _START = "Traceback (most recent call last):"
 _FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<name>.+)$')
-_ERROR = re.compile(r"^(?P<type>[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit|Warning|[A-Z]\w*)): ?(?P<message>.*)$|^(?P<bare>[A-Z]\w*(?:Error|Exception|Interrupt))$")
+_ERROR = re.compile(r"^(?P<type>(?:\w+\.)*[A-Z]\w*): ?(?P<message>.*)$|^(?P<bare>[A-Z]\w*(?:Error|Exception|Interrupt))$")
 
 
 def read(lines: Iterable[str], file: str) -> Iterator[Fact]:

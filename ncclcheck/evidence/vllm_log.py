@@ -56,14 +56,15 @@ _CAUSES = (
         "--tensor-parallel-size with a divisor of {whole} (heads, vocabulary and MLP size must all be divisible by it)",
     ),
     _row(
-        r"Available memory on node \d+ \((?P<free>[\d.]+)/(?P<total>[\d.]+) GiB\) on kv cache allocation is less than requested memory for kv \((?P<asked>[\d.]+)",
+        r"Available memory on node \d+ \((?P<free>[\d.]+)/(?P<total>[\d.]+) GiB\) on kv cache allocation is less than "
+        r"requested memory for kv \((?P<asked>[\d.]+)",
         "kv-cache-or-memory-too-small",
         "the KV cache asks for {asked} GiB and {free} of {total} GiB are free",
         "--kv-cache-memory-bytes (or VLLM_CPU_KVCACHE_SPACE, in GiB) below {free} GiB",
     ),
     _row(
-        r"(?:Free|Available) memory on (?P<where>device \S+|device|node \d+) \((?P<free>[\d.]+)/(?P<total>[\d.]+) GiB\) on startup is less than desired "
-        r"(?:GPU|CPU) memory utilization \((?P<share>[\d.]+), (?P<asked>[\d.]+) GiB\)",
+        r"(?:Free|Available) memory on (?P<where>device \S+|device|node \d+) \((?P<free>[\d.]+)/(?P<total>[\d.]+) GiB\) on startup "
+        r"is less than desired (?:GPU|CPU) memory utilization \((?P<share>[\d.]+), (?P<asked>[\d.]+) GiB\)",
         "kv-cache-or-memory-too-small",
         "vLLM wants {asked} GiB ({share} of {total}) on {where} and {free} GiB are free",
         "end what holds the rest (nvidia-smi shows it), or --gpu-memory-utilization below {attainable}",
@@ -88,10 +89,16 @@ _CAUSES = (
         "nvidia-smi (who holds it), then less --gpu-memory-utilization, a smaller --max-model-len or more --tensor-parallel-size",
     ),
     _row(
-        r"Invalid repository ID or local directory specified: '(?P<model>[^']+)'",
+        r"(?:Invalid repository ID or local directory specified:|Repo id must be in the form .*:) '(?P<model>[^']+)'",
         "model-not-on-node",
         "this node has no model {model}",
         "ls {model} on every node; copy it there, or name a path on a shared file system",
+    ),
+    _row(
+        r"LocalEntryNotFoundError: .*outgoing traffic has been disabled",
+        "model-not-on-node",
+        "the model is not in this node's Hugging Face cache, and downloads are off",
+        "hf download <model> on every node, or HF_HOME=<a shared folder>",
     ),
     _row(
         r"Cannot find any model weights with `(?P<model>[^`]+)`",
@@ -206,8 +213,8 @@ def read(lines: Iterable[str], file: str = "") -> Iterator[Fact]:
             title = row.title.format(**words)
             if (row.cause, title) not in seen:
                 seen.add((row.cause, title))
-                text = line.rstrip("\n")
-                yield Fact("engine-error", fields={"cause": row.cause, "title": title, "remedy": row.remedy.format(**words)}, source=Evidence(file, number, text))
+                fields = {"cause": row.cause, "title": title, "remedy": row.remedy.format(**words)}
+                yield Fact("engine-error", fields=fields, source=Evidence(file, number, line.rstrip("\n")))
             break
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from tabulate import MIN_PADDING, tabulate
 
 from ncclcheck import units
-from ncclcheck.model import EXIT_CODES, Finding, Outcome, ProbeResult, RankId, Report
+from ncclcheck.model import EXIT_CODES, Finding, ProbeResult, RankId, Report
 from ncclcheck.report import engines, slowest
 
 WIDTH = 100  # columns; only commands are longer, since a wrapped command cannot be copied
@@ -66,7 +66,7 @@ def sentence(report: Report) -> str:
     if summary.lower().startswith(word):
         summary = summary[len(word) :].lstrip(" :;,-")
     if report.emulated and "emulated" not in summary:
-        summary = f"(emulated on this machine; your cluster was not tested) {summary}"
+        summary = f"(emulated on this machine; your cluster was not tested): {summary}"
     separator = " " if summary.startswith("(") else ": " if summary else ""
     return f"{word.upper()}{separator}{summary}".rstrip()
 
@@ -83,8 +83,6 @@ def _verdict(report: Report, color: bool) -> str:
         lines.append(f"explain:  ncclcheck explain {printable(report.findings[0].cause)}")
     if directory:
         lines.append(f"evidence: {directory}")
-    if directory and report.status in (Outcome.READY, Outcome.DEGRADED):
-        lines.append(f"keep:     ncclcheck report {directory} --format html --output report.html")
     return "\n".join(lines)
 
 

@@ -47,4 +47,15 @@ def bystanders(run: Run, culprits: list[int]) -> str:
 
 def quote(*facts: Fact) -> list[Evidence]:
     """The lines that these facts stand on; where a fact is an observation of the agent, it is said in words."""
-    return [fact.source or Evidence("", 0, f"{fact.kind} on {fact.host}: " + ", ".join(f"{k}={v}" for k, v in fact.fields.items())) for fact in facts]
+    return [fact.source or Evidence("", 0, _said(fact)) for fact in facts]
+
+
+def positions(run: Run, ranks: list[int]) -> list[Evidence]:
+    """Where these ranks announced themselves last, as their shared memory shows it; at most eight."""
+    return [Evidence("", 0, f"{run.name(rank)} is {at(run, rank)}") for rank in ranks[:8]]
+
+
+def _said(fact: Fact) -> str:
+    who = " ".join(part for part in (f"rank {fact.rank}" if fact.rank is not None else "", f"on {fact.host}" if fact.host else "") if part)
+    what = ", ".join(f"{key} {value}" for key, value in fact.fields.items())
+    return f"{fact.kind} ({who}): {what}" if who else f"{fact.kind}: {what}"

@@ -20,8 +20,13 @@ EXPLAINS = ("rank_died_exception", "rank_killed", "network_unreachable")
 def check(run: Run) -> list[Finding]:
     """Agents that were there and are not any more."""
     return [
-        Finding("agent-lost", f"the agent of node {fact.get('node_rank')} ({fact.host}) was lost: {fact.get('reason')}",
-                Culprit(hosts=[fact.host] if fact.host else None), 0.95, reading.quote(fact),
-                f"on {fact.host}: uptime; dmesg -T | tail -50   # is the machine up, was ncclcheck killed? then ping it from the other nodes")
+        Finding(
+            "agent-lost",
+            f"the agent of node {fact.get('node_rank')} ({fact.host}) was lost: {fact.get('reason')}",
+            Culprit(hosts=[fact.host] if fact.host else None),
+            0.95,
+            reading.quote(fact, *[*run.of("stack"), *run.of("traceback")][:3]),
+            f"on {fact.host}: uptime; dmesg -T | tail -50   # is the machine up, was ncclcheck killed? then ping it from the other nodes",
+        )
         for fact in run.of("agent-lost")
-    ]  # fmt: skip
+    ]

@@ -35,9 +35,14 @@ def check(run: Run) -> list[Finding]:
         said = ", ".join(f"{run.name(step.rank)} in {reading.operation(step)} {step.dtype}".rstrip() for step in odd[:4])
         others = "" if most == second else f"; {most} ranks in {common[0]}"
         return [
-            Finding("collective-mismatch", f"different collectives at #{seq}: {said}{others}", run.blame([step.rank for step in odd]), 0.9,
-                    reading.quote(*run.of("clock"), *(fact for fact in run.of("stack") if fact.rank in {step.rank for step in odd})),
-                    "make every rank issue the same collectives in the same order, with equal shapes and types; "
-                    "export TORCH_DISTRIBUTED_DEBUG=DETAIL to have torch check each call")
-        ]  # fmt: skip
+            Finding(
+                "collective-mismatch",
+                f"different collectives at #{seq}: {said}{others}",
+                run.blame([step.rank for step in odd]),
+                0.9,
+                reading.positions(run, [step.rank for step in here]),
+                "make every rank issue the same collectives in the same order, with equal shapes and types; "
+                "export TORCH_DISTRIBUTED_DEBUG=DETAIL to have torch check each call",
+            )
+        ]
     return []

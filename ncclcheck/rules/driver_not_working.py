@@ -19,7 +19,12 @@ def check(run: Run) -> list[Finding]:
     if not ranks:
         return []
     return [
-        Finding("driver-not-working", f"torch sees no usable GPU on {', '.join(run.hosts(ranks))} though an NVIDIA device is there: {len(ranks)} ranks ran on the CPU",
-                run.blame(ranks), 0.9, reading.quote(*facts),
-                "nvidia-smi; python -c 'import torch; print(torch.version.cuda, torch.cuda.is_available())'   # a CPU build of torch, or a driver older than its CUDA")
-    ]  # fmt: skip
+        Finding(
+            "driver-not-working",
+            f"torch sees no usable GPU on {', '.join(run.hosts(ranks))} though an NVIDIA device is there: {len(ranks)} ranks ran on the CPU",
+            run.blame(ranks),
+            0.9,
+            reading.quote(*facts),
+            "nvidia-smi; python -c 'import torch; print(torch.version.cuda, torch.cuda.is_available())'   # a CPU build of torch, or an old driver",
+        )
+    ]

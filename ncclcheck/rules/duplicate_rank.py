@@ -21,6 +21,12 @@ def check(run: Run) -> list[Finding]:
     number = facts[0].get("node_rank")
     who = " and ".join(f"{fact.host} (pid {fact.pid})" for fact in facts)
     return [
-        Finding("duplicate-rank", f"node_rank {number} is claimed twice: by {who}", Culprit(hosts=[fact.host for fact in facts if fact.host]), 0.97,
-                reading.quote(*facts), f"give each node its own --node-rank (0 to nnodes - 1), or leave it out on all but node 0; {number} is used twice")
-    ]  # fmt: skip
+        Finding(
+            "duplicate-rank",
+            f"node_rank {number} is claimed twice: by {who}",
+            Culprit(hosts=[fact.host for fact in facts if fact.host]),
+            0.97,
+            reading.quote(*facts),
+            f"give each node its own --node-rank (0 to nnodes - 1), or leave it out on all but node 0; {number} is used twice",
+        )
+    ]

@@ -20,7 +20,13 @@ def check(run: Run) -> list[Finding]:
         facts = [fact for fact in run.of("gpu-busy") if fact.host == host]
         used = ", ".join(f"GPU {fact.get('index')} ({bytes_text(fact.get('memory_used', 0))}, pid {fact.get('processes')})" for fact in facts)
         result.append(
-            Finding("gpu-busy", f"{host}: other processes hold {used}", Culprit(hosts=[host] if host else None, devices=[f"{host}:GPU {fact.get('index')}" for fact in facts]),
-                    0.95, reading.quote(*facts), "nvidia-smi   # end them or wait; or run with --force, which may disturb them and spoils the figures")
-        )  # fmt: skip
+            Finding(
+                "gpu-busy",
+                f"{host}: other processes hold {used}",
+                Culprit(hosts=[host] if host else None, devices=[f"{host}:GPU {fact.get('index')}" for fact in facts]),
+                0.95,
+                reading.quote(*facts),
+                "nvidia-smi   # end them or wait; or run with --force, which may disturb them and spoils the figures",
+            )
+        )
     return result

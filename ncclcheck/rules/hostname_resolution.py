@@ -23,9 +23,19 @@ def check(run: Run) -> list[Finding]:
     result = []
     for fact in run.of("resolve"):
         name, error = fact.get("name"), fact.get("error")
-        leads = f"does not resolve on {fact.host}: {error}" if error else f"resolves to {', '.join(fact.get('addresses'))} on {fact.host}: loopback, which no other node can reach"
+        leads = (
+            f"does not resolve on {fact.host}: {error}"
+            if error
+            else f"resolves to {', '.join(fact.get('addresses'))} on {fact.host}: loopback, which no other node can reach"
+        )
         result.append(
-            Finding("hostname-resolution", f"the master's name {name} {leads}", Culprit(hosts=[fact.host] if fact.host else None), 0.95, reading.quote(fact),
-                    f"getent ahosts {name}   # then mend /etc/hosts (remove the 127.0.1.1 line, add the real address) or give --master the numeric address")
-        )  # fmt: skip
+            Finding(
+                "hostname-resolution",
+                f"the master's name {name} {leads}",
+                Culprit(hosts=[fact.host] if fact.host else None),
+                0.95,
+                reading.quote(fact),
+                f"getent ahosts {name}   # then mend /etc/hosts (no 127.0.1.1 line, the real address) or give --master the numeric address",
+            )
+        )
     return result

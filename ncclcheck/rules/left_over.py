@@ -19,7 +19,13 @@ def check(run: Run) -> list[Finding]:
         facts = [fact for fact in run.of("left-over") if fact.host == host]
         what = ", ".join(f"{fact.get('what')}" + (f" ({fact.get('state')})" if fact.get("state") else "") for fact in facts)
         result.append(
-            Finding("left-over", f"{what} was left on {host} after its launch", Culprit(hosts=[host] if host else None), 0.9, reading.quote(*facts),
-                    f"on {host}: a process in uninterruptible I/O waits for a driver or a file system (dmesg -T | tail); remove files of /dev/shm by hand")
-        )  # fmt: skip
+            Finding(
+                "left-over",
+                f"{what} was left on {host} after its launch",
+                Culprit(hosts=[host] if host else None),
+                0.9,
+                reading.quote(*facts),
+                f"on {host}: a process in uninterruptible I/O waits for a driver or a disk (dmesg -T | tail); remove files of /dev/shm by hand",
+            )
+        )
     return result

@@ -18,8 +18,13 @@ def check(run: Run) -> list[Finding]:
     for fact in run.of("not-installed"):
         lacking.setdefault(fact.get("distribution"), []).append(fact.host or "this node")
     return [
-        Finding("library-missing", f"{name} is not installed on {', '.join(hosts)}", Culprit(hosts=hosts), 0.97,
-                reading.quote(*(fact for fact in run.of("not-installed") if fact.get("distribution") == name)),
-                f"pip install 'ncclcheck[{name}]' there, into the environment that ncclcheck runs from")
+        Finding(
+            "library-missing",
+            f"{name} is not installed on {', '.join(hosts)}",
+            Culprit(hosts=hosts),
+            0.97,
+            reading.quote(*(fact for fact in run.of("not-installed") if fact.get("distribution") == name)),
+            f"pip install 'ncclcheck[{name}]' there, into the environment that ncclcheck runs from",
+        )
         for name, hosts in lacking.items()
-    ]  # fmt: skip
+    ]

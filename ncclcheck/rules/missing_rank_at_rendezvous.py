@@ -40,21 +40,31 @@ def _nodes(run: Run) -> list[Finding]:
     hosts = [fact.host for fact in missing if fact.host]
     there = ", ".join(call.get("there", ())) or "nobody"
     return [
-        Finding("missing-rank-at-rendezvous", f"{names} never came to the roll call ({call.get('seconds', 0):g} s); here: {there}",
-                Culprit(ranks=ranks, hosts=hosts or None), 0.95, reading.quote(*missing, call),
-                f"start `ncclcheck probe` with --node-rank {missing[0].get('node_rank')} and the same --nnodes and --master there; if it runs, see what it says: "
-                "it names what keeps it from node 0")
-    ]  # fmt: skip
+        Finding(
+            "missing-rank-at-rendezvous",
+            f"{names} never came to the roll call ({call.get('seconds', 0):g} s); here: {there}",
+            Culprit(ranks=ranks, hosts=hosts or None),
+            0.95,
+            reading.quote(*missing, call),
+            f"start `ncclcheck probe` there with --node-rank {missing[0].get('node_rank')}, the same --nnodes and --master; "
+            "if it runs, read what it says: it names what keeps it from node 0",
+        )
+    ]
 
 
 def _node0(run: Run) -> list[Finding]:
     return [
-        Finding("missing-rank-at-rendezvous",
-                f"node 0 never came: nothing listens at {fact.get('address')}:{fact.get('port')} ({fact.get('name')}), though that host answers",
-                Culprit(hosts=[str(fact.get("name"))]), 0.85, [Evidence("", 0, str(fact.get("text")))],
-                f"start node 0 (`ncclcheck probe --node-rank 0 ...`) on {fact.get('name')}, or correct --master if node 0 has another address or port")
-        for fact in run.of("master") if fact.get("answer") == "refused"
-    ]  # fmt: skip
+        Finding(
+            "missing-rank-at-rendezvous",
+            f"node 0 never came: nothing listens at {fact.get('address')}:{fact.get('port')} ({fact.get('name')}), though that host answers",
+            Culprit(hosts=[str(fact.get("name"))]),
+            0.85,
+            [Evidence("", 0, str(fact.get("text")))],
+            f"start node 0 (`ncclcheck probe --node-rank 0 ...`) on {fact.get('name')}, or correct --master if node 0 has another address or port",
+        )
+        for fact in run.of("master")
+        if fact.get("answer") == "refused"
+    ]
 
 
 def _ranks(run: Run) -> list[Finding]:
@@ -64,6 +74,12 @@ def _ranks(run: Run) -> list[Finding]:
         return []
     names = ", ".join(run.name(rank) for rank in missing[:8])
     return [
-        Finding("missing-rank-at-rendezvous", f"{names} of {run.world_size} never announced itself{reading.bystanders(run, missing)}",
-                run.blame(missing), 0.9, reading.quote(*run.of("clock")), "read launcher.log of that node in the run directory: it says why the rank did not start")
-    ]  # fmt: skip
+        Finding(
+            "missing-rank-at-rendezvous",
+            f"{names} of {run.world_size} never announced itself{reading.bystanders(run, missing)}",
+            run.blame(missing),
+            0.9,
+            [*reading.quote(*run.of("clock")), *reading.positions(run, list(last))],
+            "read launcher.log of that node in the run directory: it says why the rank did not start",
+        )
+    ]

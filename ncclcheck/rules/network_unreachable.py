@@ -31,10 +31,10 @@ def check(run: Run) -> list[Finding]:
     return [
         Finding(
             "network-unreachable",
-            f"all {len(steps)} ranks are inside {reading.operation(steps[0])} and none gets any further: data does not pass between {', '.join(hosts)}",
+            f"all {len(steps)} ranks are inside {reading.operation(steps[0])} and none gets further: no data passes between {', '.join(hosts)}",
             Culprit(hosts=hosts),
             0.6,
-            reading.quote(*run.of("clock"), *run.of("stack")[:2]),
+            [*reading.quote(*run.of("clock")), *reading.positions(run, [step.rank for step in steps])],
             f"from {hosts[0]}: ping -c 3 {hosts[1]} && ip -s link   # then check firewalls for all ports, the link and the routes between them",
             ["ip -s link and ip route on every node", "NCCL_DEBUG=INFO output of every rank"],
         )

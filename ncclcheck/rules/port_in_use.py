@@ -19,15 +19,26 @@ from ncclcheck.rules import _reading as reading
 def check(run: Run) -> list[Finding]:
     """The port could not be bound, or what answers on it is not an ncclcheck agent."""
     taken = [
-        Finding("port-in-use", f"port {fact.get('port')} on {fact.host} is taken" + (f" by {fact.get('owner')}" if fact.get("owner") else ""),
-                Culprit(hosts=[fact.host] if fact.host else None), 0.97, reading.quote(fact),
-                f"ss -ltnp 'sport = :{fact.get('port')}'   # end that program, or give every node another port: --master {fact.get('address')}:PORT")
+        Finding(
+            "port-in-use",
+            f"port {fact.get('port')} on {fact.host} is taken" + (f" by {fact.get('owner')}" if fact.get("owner") else ""),
+            Culprit(hosts=[fact.host] if fact.host else None),
+            0.97,
+            reading.quote(fact),
+            f"ss -ltnp 'sport = :{fact.get('port')}'   # end that program, or give every node another port: --master {fact.get('address')}:PORT",
+        )
         for fact in run.of("bind")
-    ]  # fmt: skip
+    ]
     strange = [
-        Finding("port-in-use", f"another program listens at {fact.get('address')}:{fact.get('port')}, where node 0's agent should: {fact.get('text')}",
-                Culprit(hosts=[str(fact.get("name"))]), 0.9, [Evidence("", 0, str(fact.get("text")))],
-                f"on {fact.get('name')}: ss -ltnp 'sport = :{fact.get('port')}'   # who is it; then use another port on every node: --master {fact.get('name')}:PORT")
-        for fact in run.of("master") if fact.get("answer") in ("silent", "closed", "other")
-    ]  # fmt: skip
+        Finding(
+            "port-in-use",
+            f"another program listens at {fact.get('address')}:{fact.get('port')}, where node 0's agent should: {fact.get('text')}",
+            Culprit(hosts=[str(fact.get("name"))]),
+            0.9,
+            [Evidence("", 0, str(fact.get("text")))],
+            f"on {fact.get('name')}: ss -ltnp 'sport = :{fact.get('port')}'   # who is it? or on every node: --master {fact.get('name')}:PORT",
+        )
+        for fact in run.of("master")
+        if fact.get("answer") in ("silent", "closed", "other")
+    ]
     return taken + strange

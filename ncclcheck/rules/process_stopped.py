@@ -29,7 +29,7 @@ def check(run: Run) -> list[Finding]:
             run.blame([fact.rank]),
             0.97,
             reading.quote(fact, *([stacks[fact.rank]] if fact.rank in stacks else [])),
-            f"on {fact.host or 'its host'}: kill -CONT {fact.pid}   # after you know who stopped it: a debugger (gdb, py-spy), Ctrl-Z, or a frozen cgroup",
+            f"on {fact.host or 'its host'}: kill -CONT {fact.pid}   # but first: who stopped it? a debugger, Ctrl-Z, a frozen cgroup",
         )
         for fact in run.of("stopped")
         if fact.rank is not None

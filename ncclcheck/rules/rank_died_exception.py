@@ -20,7 +20,7 @@ Spares
 from ncclcheck.model import Finding, Run
 from ncclcheck.rules import _reading as reading
 
-EXPLAINS = ("rank_stuck_in_python", "network_unreachable", "peer_reset")
+EXPLAINS = ("rank_stuck_in_python", "rank_exited_early", "network_unreachable", "peer_reset")
 
 
 def check(run: Run) -> list[Finding]:
@@ -35,9 +35,14 @@ def check(run: Run) -> list[Finding]:
     host = first.host or "its host"
     if everybody:
         return [
-            Finding("probe-crashed", f"every rank failed alike: {text}", confidence=0.8, evidence=reading.quote(*(logs or [first])),
-                    remedy=f"read the traceback on {host} (in the run directory) and mend what it names; the same on every node points at the installation")
-        ]  # fmt: skip
+            Finding(
+                "probe-crashed",
+                f"every rank failed alike: {text}",
+                confidence=0.8,
+                evidence=reading.quote(*(logs or [first])),
+                remedy=f"read the traceback on {host} (in the run directory) and mend what it names; alike everywhere points at the installation",
+            )
+        ]
     assert first.rank is not None
     return [
         Finding(

@@ -27,7 +27,11 @@ def check(run: Run) -> list[Finding]:
     names = ", ".join(run.name(rank) for rank in ranks)
     return [
         Finding(
-            "rank-exited-early", f"{names} left normally{reading.bystanders(run, ranks)}", run.blame(ranks), 0.9, reading.quote(*left),
+            "rank-exited-early",
+            f"{names} left normally{reading.bystanders(run, ranks)}",
+            run.blame(ranks),
+            0.9,
+            reading.quote(*left),
             "give every rank the same number of steps (torch.distributed.algorithms.join, drop_last=True), and leave through destroy_process_group",
         )
-    ]  # fmt: skip
+    ]

@@ -32,9 +32,11 @@ def check(run: Run) -> list[Finding]:
     codes = {fact.rank: fact for fact in run.of("exit") if fact.rank is not None}
     result = []
     for gone in run.of("gone"):
+        if gone.rank is None or gone.rank in spoke:
+            continue
         exit_ = codes.get(gone.rank)
         code = exit_.get("code") if exit_ else None
-        if gone.rank is None or gone.rank in spoke or (code is not None and code >= 0):
+        if code is not None and code >= 0:
             continue
         how = f"was killed by {signal.Signals(-code).name}" if code is not None else "died without a word"
         result.append(

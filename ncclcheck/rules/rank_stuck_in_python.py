@@ -51,7 +51,10 @@ def check(run: Run) -> list[Finding]:
                 f"{reading.bystanders(run, [rank])}",
                 run.blame([rank]),
                 0.95 if stack else 0.8,
-                reading.quote(*([stack] if stack else []), *(fact for fact in run.of("state") if fact.rank == rank)),
+                [
+                    *reading.quote(*([stack] if stack else []), *(fact for fact in run.of("state") if fact.rank == rank)),
+                    *reading.positions(run, [rank]),
+                ],
                 f"on {run.ranks[rank].host if rank in run.ranks else 'its host'}: py-spy dump --pid "
                 f"{run.ranks[rank].pid if rank in run.ranks else 'PID'}   # then mend what holds it at the top of that stack",
             )
@@ -61,4 +64,6 @@ def check(run: Run) -> list[Finding]:
 
 def _own(frames: list[str]) -> str:
     """The innermost frame that is not the standard library's waiting."""
-    return next((frame for frame in frames if not any(part in frame for part in ("threading.py", "selectors.py", "socket.py", "queue.py"))), frames[0])
+    return next(
+        (frame for frame in frames if not any(part in frame for part in ("threading.py", "selectors.py", "socket.py", "queue.py"))), frames[0]
+    )

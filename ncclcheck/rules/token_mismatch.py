@@ -23,14 +23,26 @@ def check(run: Run) -> list[Finding]:
     """Sessions refused for their key while somebody is missing, or node 0 that refuses ours."""
     missing = ", ".join(f"node {fact.get('node_rank')}" for fact in run.of("missing-node"))
     refused = [
-        Finding("token-mismatch",
-                f"{missing or 'a node'} is missing, and {', '.join(fact.get('addresses')) or 'somebody'} knocked with another run token ({fact.get('attempts')} times)",
-                Culprit(hosts=list(fact.get("addresses")) or None), 0.9, reading.quote(fact, *run.of("missing-node")), _REMEDY)
+        Finding(
+            "token-mismatch",
+            f"{missing or 'a node'} is missing, and {', '.join(fact.get('addresses')) or 'somebody'} knocked with another run token",
+            Culprit(hosts=list(fact.get("addresses")) or None),
+            0.9,
+            reading.quote(fact, *run.of("missing-node")),
+            _REMEDY,
+        )
         for fact in run.of("stranger")
-    ]  # fmt: skip
+    ]
     ours = [
-        Finding("token-mismatch", f"an agent answers at {fact.get('address')}:{fact.get('port')} and does not accept the run token of {fact.host}",
-                Culprit(hosts=[fact.host] if fact.host else None), 0.85, [Evidence("", 0, str(fact.get("text")))], _REMEDY)
-        for fact in run.of("master") if fact.get("answer") == "zmq"
-    ]  # fmt: skip
+        Finding(
+            "token-mismatch",
+            f"an agent answers at {fact.get('address')}:{fact.get('port')} and does not accept the run token of {fact.host}",
+            Culprit(hosts=[fact.host] if fact.host else None),
+            0.85,
+            [Evidence("", 0, str(fact.get("text")))],
+            _REMEDY,
+        )
+        for fact in run.of("master")
+        if fact.get("answer") == "zmq"
+    ]
     return refused + ours

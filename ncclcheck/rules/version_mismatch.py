@@ -20,6 +20,12 @@ def check(run: Run) -> list[Finding]:
         return []
     said = ", ".join(f"{fact.host} runs {fact.get('version')}" for fact in facts)
     return [
-        Finding("version-mismatch", f"the nodes run releases of ncclcheck that cannot speak with each other: {said}",
-                Culprit(hosts=[fact.host for fact in facts if fact.host]), 0.97, reading.quote(*facts), "pip install the same version of ncclcheck on every node")
-    ]  # fmt: skip
+        Finding(
+            "version-mismatch",
+            f"the nodes run releases of ncclcheck that cannot speak with each other: {said}",
+            Culprit(hosts=[fact.host for fact in facts if fact.host]),
+            0.97,
+            reading.quote(*facts),
+            "pip install the same version of ncclcheck on every node",
+        )
+    ]

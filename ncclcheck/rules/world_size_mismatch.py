@@ -21,12 +21,13 @@ def check(run: Run) -> list[Finding]:
     if not facts:
         return []
     field = facts[0].get("conflict")
+    facts.sort(key=lambda fact: (fact.get("node_rank") is None, fact.get("node_rank") or 0))
     hosts = [fact.host for fact in facts if fact.host]
     if field == "count":
         title = f"{len(facts)} agents came and {facts[0].get('nnodes')} were announced: {', '.join(hosts)}"
         remedy = "give --nnodes the number of nodes you start, on every node, or start fewer"
     else:
-        said = ", ".join(f"{fact.host} says {fact.get('value')}" for fact in facts)
+        said = ", ".join(f"node {fact.get('node_rank')} ({fact.host}) says {fact.get('value')}" for fact in facts)
         title = f"the nodes disagree on {field}: {said}"
         remedy = f"start every node with the same {_FLAGS[field]}"
     return [Finding("world-size-mismatch", title, Culprit(hosts=hosts), 0.97, reading.quote(*facts), remedy)]

@@ -18,15 +18,20 @@ _TITLES = {
     "unreachable": "{host} cannot reach the master address {name}:{port}: {text}",
     "silent-host": "{host} gets no answer at all from the master address {name}:{port}: no such host there, or everything to it is dropped",
     "not-ours": "the master address {name} is not an address of {host}, which is to be node 0: {text}",
-    "ours": "the master address {name} is an address of {host} itself, which is not node 0: {text}",
 }
 
 
 def check(run: Run) -> list[Finding]:
     """What a node saw when it tried the master address."""
     return [
-        Finding("wrong-master-addr", _TITLES[fact.get("answer")].format(host=fact.host, **fact.fields), Culprit(hosts=[fact.host] if fact.host else None), 0.9,
-                [Evidence("", 0, str(fact.get("text")))],
-                "give --master the address that node 0 has on the network all nodes share (`ip -br addr` there), the same on every node; then `ping` it from here")
-        for fact in run.of("master") if fact.get("answer") in _TITLES
-    ]  # fmt: skip
+        Finding(
+            "wrong-master-addr",
+            _TITLES[fact.get("answer")].format(host=fact.host, **fact.fields),
+            Culprit(hosts=[fact.host] if fact.host else None),
+            0.9,
+            [Evidence("", 0, str(fact.get("text")))],
+            "give --master, on every node, the address that node 0 has on the network they share (`ip -br addr` there); then ping it from here",
+        )
+        for fact in run.of("master")
+        if fact.get("answer") in _TITLES
+    ]

@@ -1,0 +1,36 @@
+"""A peer closed the connection, and nothing that was seen says why.
+
+Every error is about a lost connection, nobody died in sight and nobody is stopped: the earliest cause is elsewhere.
+
+Blames
+    rank 0 @ a: init, all_reduce... | error RuntimeError: Connection reset by peer
+    rank 1 @ b: init, all_reduce...
+    => 0
+
+Spares
+    rank 0 @ a: init, all_reduce... | error RuntimeError: Connection reset by peer
+    rank 1 @ b: init | gone
+"""
+
+from ncclcheck.model import Finding, Run
+from ncclcheck.rules import _reading as reading
+
+
+def check(run: Run) -> list[Finding]:
+    """Ranks whose only errors are consequences, where no rank died or stopped."""
+    errors = [fact for fact in run.of("error") if fact.rank is not None and reading.CONSEQUENCE.search(str(fact.get("message", "")))]
+    if not errors or any(run.of(kind) for kind in ("gone", "stopped")):
+        return []
+    ranks = [fact.rank for fact in errors if fact.rank is not None]
+    logs = [fact for fact in run.of("traceback") if fact.rank in ranks]
+    return [
+        Finding(
+            "peer-reset",
+            f"{', '.join(run.name(rank) for rank in ranks[:4])} lost a connection {reading.at(run, ranks[0])}; what ended it was not seen",
+            run.blame(ranks),
+            0.5,
+            reading.quote(*(logs or errors)),
+            "on every host: dmesg -T | tail -50; ip -s link   # a link that flapped, a firewall that cuts idle connections, a killed process",
+            ["the kernel log of every host", "the log of the rank that is not named here"],
+        )
+    ]

@@ -1,0 +1,102 @@
+"""Every rule's docstring draws whom it blames and what it spares; both must be true, alone and among all other rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from drawing import drawings, read
+
+from ncclcheck import registry, triage
+from ncclcheck.model import Culprit, Outcome, ProbeResult, Run, Status
+
+RULES = registry.names("rules")
+
+
+def cases(heading: str) -> list[object]:
+    return list(_cases(heading))
+
+
+def _cases(heading: str) -> Iterator[object]:
+    for rule in RULES:
+        for index, drawing in enumerate(drawings(registry.describe("rules", rule).doc, heading)):
+            yield pytest.param(rule, drawing, id=f"{rule}-{index}")
+
+
+def named(culprit: Culprit, blamed: list[str]) -> set[str]:
+    """The culprit's ranks where the drawing blames ranks, its hosts where it blames hosts."""
+    return {str(rank) for rank in culprit.ranks or ()} if blamed[0].isdigit() else set(culprit.hosts or ())
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rule_draws_whom_it_blames_and_what_it_spares(rule: str) -> None:
+    doc = registry.describe("rules", rule).doc
+    assert drawings(doc, "Blames") and drawings(doc, "Spares")
+
+
+@pytest.mark.parametrize(("rule", "drawing"), cases("Blames"))
+def test_a_rule_blames_whom_its_drawing_blames(rule: str, drawing: str) -> None:
+    run, blamed = read(drawing)
+    findings = registry.load("rules", rule).check(run)
+    assert findings, "nobody was blamed"
+    assert {finding.cause for finding in findings} == {rule.replace("_", "-")}
+    assert {who for finding in findings for who in named(finding.culprit, blamed)} == set(blamed)
+    assert all(finding.title and finding.remedy and finding.evidence for finding in findings)
+
+
+@pytest.mark.parametrize(("rule", "drawing"), cases("Blames"))
+def test_no_other_rule_outweighs_the_one_that_drew_the_case(rule: str, drawing: str) -> None:
+    run, _ = read(drawing)
+    assert triage.findings(run)[0].cause == rule.replace("_", "-")
+
+
+@pytest.mark.parametrize(("rule", "drawing"), cases("Spares"))
+def test_a_rule_spares_what_its_drawing_spares(rule: str, drawing: str) -> None:
+    run, _ = read(drawing)
+    assert registry.load("rules", rule).check(run) == []
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rule_explains_only_rules_that_exist(rule: str) -> None:
+    assert set(getattr(registry.load("rules", rule), "EXPLAINS", ())) <= set(RULES) - {rule}
+
+
+def test_where_no_rule_knows_better_the_answer_is_insufficient_evidence_and_what_to_collect() -> None:
+    run, _ = read("rank 0 @ a: init, all_reduce...\nrank 1 @ a: init, all_reduce...\n")
+    (finding,) = triage.findings(run)
+    assert finding.cause == "insufficient-evidence" and finding.collect and finding.confidence < 0.5
+
+
+@pytest.mark.parametrize(
+    ("statuses", "outcome"),
+    [
+        ([Status.PASS, Status.PASS], Outcome.READY),
+        ([Status.PASS, Status.FAIL], Outcome.NOT_READY),
+        ([Status.FAIL, Status.SKIP], Outcome.NOT_READY),
+        ([Status.PASS, Status.SKIP], Outcome.UNKNOWN),
+        ([Status.PASS, Status.UNKNOWN], Outcome.UNKNOWN),
+        ([Status.PASS, Status.CRASHED], Outcome.UNKNOWN),
+        ([Status.PASS, Status.DEGRADED], Outcome.DEGRADED),
+        ([], Outcome.UNKNOWN),
+    ],
+)
+def test_skip_and_unknown_never_look_like_pass(statuses: list[Status], outcome: Outcome) -> None:
+    probes = [ProbeResult(f"probe{index}", status, "reason") for index, status in enumerate(statuses)]
+    assert triage.verdict([], probes, emulated=False, not_asked=[], ranks=2, nodes=2).status is outcome
+
+
+def test_a_cause_found_at_roll_call_makes_the_cluster_not_ready() -> None:
+    run, _ = read("fact missing-node @ b node_rank=1 nproc_per_node=1\nfact roll-call @ a seconds=60\n")
+    skipped = [ProbeResult("wiring", Status.SKIP, "not run")]
+    verdict = triage.verdict(triage.findings(run), skipped, emulated=False, not_asked=[], ranks=2, nodes=1)
+    assert verdict.status is Outcome.NOT_READY and "node 1 (b)" in verdict.summary
+
+
+def test_a_probe_left_out_by_the_user_is_named_and_not_required() -> None:
+    verdict = triage.verdict([], [ProbeResult("wiring", Status.PASS)], emulated=True, not_asked=["vllm_engine"], ranks=2, nodes=2)
+    assert verdict.status is Outcome.READY
+    assert verdict.summary.endswith("not asked: vllm_engine") and "your cluster was not tested" in verdict.summary
+
+
+def test_an_empty_run_blames_nobody() -> None:
+    assert triage.findings(Run())[0].cause == "insufficient-evidence"
