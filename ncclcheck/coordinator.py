@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from ncclcheck import __version__, fault, registry, triage, wire
+from ncclcheck import __version__, registry, triage, wire
 from ncclcheck.cluster import Cluster
 from ncclcheck.model import Evidence, Fact, Finding, ProbeResult, RankId, Report, Run, Status
 from ncclcheck.rollcall import Roll, describe_missing, node_entries
@@ -182,6 +182,8 @@ class Coordinator:
         for hello in self._hellos().values():
             if hello.versions.get("torch") is None:
                 facts.append(Fact("not-installed", hello.host, fields={"distribution": "torch", "probes": list(self._options.probes)}))
+            if 0 < len(hello.gpus) < hello.nproc_per_node:
+                facts.append(Fact("too-few-gpus", hello.host, fields={"gpus": len(hello.gpus), "nproc_per_node": hello.nproc_per_node}))
             for gpu in hello.gpus if not self._options.force else ():
                 if gpu["processes"]:
                     facts.append(Fact("gpu-busy", hello.host, fields=gpu))
@@ -253,7 +255,7 @@ class Coordinator:
         """Start the ranks, wait for their end or for what goes wrong, collect, end them all. The ranks are gone when this returns."""
         self._launches += 1
         name = f"{self._launches:02d}-{group[0].name}"
-        env = _evidence_environment(group, self._options.probe_options, inject)
+        env = _environment(self._options.probe_options, inject, any(hello.gpus for hello in self._hellos().values()))
         self._added |= env
         master = self._cluster.master
         order = wire.Launch(name, [p.name for p in group], master, free_port(master), self._cluster.nnodes, self._cluster.nproc_per_node, env)
@@ -437,10 +439,14 @@ def fit(report: Report) -> bytes:
     return data
 
 
-def _evidence_environment(group: Sequence[registry.Plugin], options: Mapping[str, Any], inject: str | None) -> dict[str, str]:
-    """What a launch gets beside the user's own environment: only what makes evidence, and what the probe was asked."""
-    fault_env = {"NCCLCHECK_INJECT": inject} if inject and fault.parse(inject) else {}
-    return {"NCCLCHECK_OPTIONS": msgspec.json.encode(options).decode(), **fault_env}
+def _environment(options: Mapping[str, Any], inject: str | None, gpus: bool) -> dict[str, str]:
+    """What a launch gets beside the user's own environment: what the probe was asked, and what makes evidence.
+
+    A variable that the user has set stays as it is, but for those of ours (NCCLCHECK_*).
+    """
+    evidence = {"NCCL_DEBUG": "INFO"} if gpus else {}
+    fault_env = {"NCCLCHECK_INJECT": inject} if inject else {}
+    return {"NCCLCHECK_OPTIONS": msgspec.json.encode(options).decode(), **fault_env, **evidence}
 
 
 def _folder(number: int, hello: wire.Hello) -> str:

@@ -37,8 +37,9 @@ class LocalLaunch:
         self._task = task
         self._marks = (f"NCCLCHECK_RUN={run_id}", f"NCCLCHECK_NODE={node_rank}")
         self._environ = {
-            **os.environ,
-            **order.env,
+            **{name: value for name, value in order.env.items() if not name.startswith("NCCLCHECK_")},
+            **os.environ,  # what the user has set wins over what we would add for evidence
+            **{name: value for name, value in order.env.items() if name.startswith("NCCLCHECK_")},
             **dict(mark.split("=", 1) for mark in self._marks),
             "NCCLCHECK_DIR": str(self.folder),
             "NCCLCHECK_AGENT": str(os.getpid()),

@@ -110,7 +110,7 @@ def _emulate(text: str, options: Options, given: Mapping[str, Any], folder: Path
         nodes, ranks = emulate.parse(text)
     except ValueError as error:
         raise Usage(f"--emulate: {error}") from None
-    gpus = len(host.gpus())
+    gpus = len(host.gpus_by_child())
     if 0 < gpus < nodes * ranks:
         print(f"ncclcheck: {gpus} GPU(s) are too few for {nodes * ranks} ranks: emulating with Gloo on the CPU", file=sys.stderr)
         os.environ["CUDA_VISIBLE_DEVICES"], gpus = "", 0

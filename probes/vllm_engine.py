@@ -112,7 +112,9 @@ def _serve(rank: Rank, model: Path, builtin: bool) -> Iterator[Fact]:
         from vllm.distributed import get_tp_group
     seconds["import_seconds"] = time.perf_counter() - start
     if on_cpu and rank.world_size > 1:
-        yield Fact("note", fields={"text": vllm_cpu.correct()})
+        corrected = vllm_cpu.correct()
+        if rank.rank == 0:
+            yield Fact("note", fields={"text": corrected})
     start = time.perf_counter()
     try:
         with rank.step("vllm engine start", bound=60.0, opaque=True):

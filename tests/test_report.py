@@ -238,7 +238,7 @@ def test_text_prints_a_dash_for_a_time_that_is_not_known():
 def test_text_always_says_that_the_nodes_were_emulated():
     spoken = "ready (emulated on this machine; your cluster was not tested)"
     assert text.sentence(replace(ready(), emulated=True, summary=spoken)) == "READY" + spoken[5:]
-    assert text.sentence(replace(ready(), emulated=True)) == "READY (emulated on this machine; your cluster was not tested) 2 nodes, 2 ranks"
+    assert text.sentence(replace(ready(), emulated=True)) == "READY (emulated on this machine; your cluster was not tested): 2 nodes, 2 ranks"
 
 
 @pytest.mark.parametrize("status", list(Outcome))

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,7 @@ import psutil
 import pytest
 
 from ncclcheck import vllm_model
+from ncclcheck.collect import processes
 from ncclcheck.evidence import vllm_log
 from ncclcheck.journal import Journal, SlotReader, create_slots
 from ncclcheck.model import RankId
@@ -267,15 +269,15 @@ class Job:
                 continue
 
     def end(self) -> None:
-        for process in list(self.processes()):
+        """As the agent does it: what a killed rank has mapped in /dev/shm goes with it."""
+        marked = list(self.processes())
+        mapped = {path for process in marked for path in processes.shared_memory(process.pid)}
+        for process in marked:
             process.kill()
         for started in self._started:
-            started.wait(10)
-            assert started.stdout
-            started.stdout.close()
-        for path in Path("/dev/shm").iterdir():
-            if self.id in path.name:
-                path.unlink()
+            started.communicate(timeout=10)
+        for path in mapped:
+            Path(path).unlink(missing_ok=True)
 
 
 @pytest.fixture
@@ -325,12 +327,15 @@ def test_a_rank_with_other_weights_is_caught_although_the_ranks_agree_on_every_t
 @pytest.mark.timeout(140)
 def test_a_rank_killed_while_tokens_are_generated_leaves_the_step_it_was_in(job: Job, tmp_path: Path) -> None:
     create_slots(tmp_path / "slots", 2)
-    torchrun = ("-m", "ncclcheck.torchrun", *TORCHRUN[2:])  # the agent's: it gives a survivor 2 s
-    process = job.start(*torchrun, "-m", "ncclcheck.rank", "vllm_engine", NCCLCHECK_DIR=str(tmp_path), NCCLCHECK_INJECT="kill@rank=1,after=20")
-    output, _ = process.communicate(timeout=130)
-    assert process.returncode == 1, output
-    survivor, victim = SlotReader(tmp_path / "slots", 2).read()
-    assert survivor and victim
+    process = job.start(*TORCHRUN, "-m", "ncclcheck.rank", "vllm_engine", NCCLCHECK_DIR=str(tmp_path), NCCLCHECK_INJECT="kill@rank=1,after=20")
+    reader = SlotReader(tmp_path / "slots", 2)
+    deadline = time.monotonic() + 120
+    while not ((victim := reader.read()[1]) and (seen := processes.read(victim.pid)) is not None and seen.dead):
+        assert process.poll() is None and time.monotonic() < deadline, victim
+        time.sleep(0.05)
+    survivor = reader.read()[0]
+    assert survivor
     assert (victim.name, victim.seq, victim.step.inside) == ("vllm generate", 20, False)
     assert (survivor.name, survivor.seq, survivor.step.inside) == ("vllm generate", 21, True)
+    job.end()
     assert list(job.processes()) == []

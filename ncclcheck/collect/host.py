@@ -1,9 +1,15 @@
-"""What this node is and has, as its agent says at roll call: addresses, GPUs, versions."""
+"""What this node is and has, as its agent says at roll call: addresses, GPUs, versions.
+
+`python -m ncclcheck.collect.host` prints the GPUs as JSON: NVML leaves threads behind, and who forks wants none.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -69,6 +75,18 @@ def gpus() -> list[dict[str, Any]]:
     return visible(found, os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
+def gpus_by_child() -> list[dict[str, Any]]:
+    """The same as `gpus`, asked by a child process, so that this one stays single-threaded; empty where it gives no answer in 30 s."""
+    if not nvidia_present():
+        return []
+    try:
+        done = subprocess.run([sys.executable, "-m", __name__], stdout=subprocess.PIPE, timeout=30, check=True)
+        found: list[dict[str, Any]] = json.loads(done.stdout)
+    except (subprocess.SubprocessError, ValueError):
+        return []
+    return found
+
+
 def visible(found: list[dict[str, Any]], setting: str | None) -> list[dict[str, Any]]:
     """Apply CUDA_VISIBLE_DEVICES (indices or UUIDs; as CUDA does, what follows an unknown entry is not visible)."""
     if setting is None:
@@ -98,3 +116,7 @@ def _gpu(pynvml: Any, index: int) -> dict[str, Any]:
         "memory_used": memory.used,
         "processes": processes,
     }
+
+
+if __name__ == "__main__":
+    print(json.dumps(gpus()))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-_SHARED_NAMES = ("nccl-", "psm_", "torch_", "sem.mp-", "shm_", "[")  # as NCCL, Python, torch and vLLM name them
+_SHARED_NAMES = ("nccl-", "ncclcheck-", "psm_", "torch_", "sem.mp-", "shm_", "[")  # as NCCL, Python, torch and vLLM name them
 _TICKS = os.sysconf("SC_CLK_TCK")
 STATES = {"R": "running", "S": "sleeping", "D": "in uninterruptible I/O", "T": "stopped", "t": "stopped by a debugger", "Z": "dead", "X": "dead"}
 

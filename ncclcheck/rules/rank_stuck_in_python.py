@@ -14,6 +14,15 @@ Blames
     rank 2 @ b: init
     => 2
 
+Blames
+    rank 0 @ a: init, all_reduce, all_reduce...
+    rank 1 @ b: init, all_reduce... | stack stuck_here (faults/hang.py:20)
+    => 1
+
+Spares
+    rank 0 @ a: init, broadcast, all_reduce...
+    rank 1 @ b: init, broadcast... | stack broadcast (distributed/distributed_c10d.py:2900)
+
 Spares
     rank 0 @ a: init, all_reduce...
     rank 1 @ b: init, all_reduce...
@@ -37,8 +46,10 @@ def check(run: Run) -> list[Finding]:
     if not inside:
         return []
     newest = max(step.seq for step in inside)
-    stuck = [rank for rank, step in last.items() if step.seq < newest and (step.local or not step.inside) and rank not in gone]
     stacks = {fact.rank: fact for fact in run.of("stack")}
+    elsewhere = {rank for rank, stack in stacks.items() if not _communicates(stack.get("frames", []))}
+    # on a GPU a rank counts as inside what it issued and has not waited for: its stack says whether it is
+    stuck = [rank for rank, step in last.items() if step.seq < newest and rank not in gone and (step.local or not step.inside or rank in elsewhere)]
     result = []
     for rank in stuck:
         stack = stacks.get(rank)
@@ -60,6 +71,11 @@ def check(run: Run) -> list[Finding]:
             )
         )
     return result
+
+
+def _communicates(frames: list[str]) -> bool:
+    """Whether the innermost frames are torch's: a collective, or a wait for the GPU."""
+    return any("distributed_c10d" in frame or "torch/cuda/" in frame or "cuda/streams" in frame for frame in frames[:3])
 
 
 def _own(frames: list[str]) -> str:
