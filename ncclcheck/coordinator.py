@@ -324,6 +324,9 @@ class Coordinator:
         began = view.began.get(name, view.started)
         seconds = (max(finished.values()) if len(finished) == view.world_size else time.monotonic()) - began if name in view.began else 0.0
         facts = [replace(fact, fields={k: v for k, v in fact.fields.items() if k != "probe"}) for fact in view.facts if fact.get("probe") == name]
+        for fact in facts:
+            if fact.kind == "environment":  # what a probe set in its own process
+                self._added |= fact.get("added", {})
         result = ProbeResult(name, Status.PASS, "", seconds, view.samples.get(name, []), facts)
         failed = [fact for fact in facts if fact.kind == "fail"]
         if failed:
@@ -364,8 +367,9 @@ class Coordinator:
             self._results if rolled else [ProbeResult(name, Status.SKIP, "not run: the roll call was not completed") for name in self._options.probes]
         )
         findings = triage.order(self._findings)
+        nodes = len({hello.task["node_rank"] if hello.task else number for number, hello in hellos.items()})
         verdict = triage.verdict(
-            findings, results, emulated=bool(self._options.emulated), not_asked=self._options.not_asked, ranks=self._world_size(), nodes=len(hellos)
+            findings, results, emulated=bool(self._options.emulated), not_asked=self._options.not_asked, ranks=self._world_size(), nodes=nodes
         )
         folder = {str(number): f"{self._run_id}/{_folder(number, hello)}" for number, hello in hellos.items()} if rolled else {}
         return Report(

@@ -15,12 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from ncclcheck import wire
-from ncclcheck.collect import processes, stacks
+from ncclcheck.collect import master, processes, stacks
 from ncclcheck.evidence import traceback, vllm_log
 from ncclcheck.journal import Line, Slot, SlotReader, Tail, create_slots
 from ncclcheck.model import Evidence, Fact
 
 END_BOUND = 5.0  # seconds in which a killed process must be gone
+EXIT_BOUND = 1.5  # seconds in which torchrun has said how a rank ended
 STOPPED_FOR = 0.3  # seconds in state T after which a rank counts as stopped
 _EXIT = re.compile(r"failed \(exitcode: (?P<code>-?\d+)\) local_rank: (?P<local_rank>\d+) \(pid: (?P<pid>\d+)\)")
 
@@ -52,6 +53,7 @@ class LocalLaunch:
         self._seen: dict[int, processes.Process] = {}  # rank -> its process when first seen
         self._stopped_since: dict[int, float] = {}
         self._told: set[tuple[str, int]] = set()  # (kind, rank) of deaths and stops already reported
+        self._unknown_exits: set[int] = set()
         self._shared = set(processes.orphaned_shared_memory())
         self._launcher: subprocess.Popen[bytes] | None = None
 
@@ -107,9 +109,9 @@ class LocalLaunch:
         alive = False
         for slot in slots:
             process = self._process(slot)
-            if process is None:
+            if process is None or process.dead:
                 if not slot.done:
-                    news += self._tell("gone", slot, {"inside": slot.step.inside, "step": slot.name})
+                    news += self._tell("gone", slot, {"code": process.exit_code if process else None})
                 continue
             alive = True
             if slot.opaque and slot.step.inside:
@@ -125,22 +127,22 @@ class LocalLaunch:
         return slots, lines, beats, news, over
 
     def _process(self, slot: Slot) -> processes.Process | None:
-        """The rank's process, or None once it is dead or its pid belongs to another."""
+        """The rank's process, which may be dead and not yet reaped; None once it is gone or its pid belongs to another."""
         now = processes.read(slot.pid)
-        if now is None or now.dead:
-            return None
-        first = self._seen.setdefault(slot.rank, now)
-        return now if now.start == first.start else None
+        first = self._seen.setdefault(slot.rank, now) if now else None
+        return now if now and first and now.start == first.start else None
 
     def _tell(self, kind: str, slot: Slot, fields: dict[str, object]) -> list[Fact]:
         if (kind, slot.rank) in self._told:
             return []
         self._told.add((kind, slot.rank))
+        if kind == "gone" and fields["code"] is None:
+            self._unknown_exits.add(slot.rank)
         return [Fact(kind, self._host, slot.rank, slot.pid, fields)]
 
     async def collect(self) -> list[Fact]:
         """State, wait channel and stack of every rank that is alive, and what the logs say; at most about 4 s."""
-        alive = [(slot, process) for slot in self._reader.read() if slot and (process := self._process(slot))]
+        alive = [(slot, process) for slot in self._reader.read() if slot and (process := self._process(slot)) and not process.dead]
         facts = [
             Fact(
                 "state",
@@ -152,7 +154,14 @@ class LocalLaunch:
             for slot, process in alive
         ]
         facts += await asyncio.gather(*(stacks.stack(slot.rank, slot.pid, self.folder, process.stopped) for slot, process in alive))
+        await self._until_exits_are_told()
         return facts + self.logs()
+
+    async def _until_exits_are_told(self) -> None:
+        """Where a rank was gone before its exit code could be read, the launcher says it; wait for that, bounded."""
+        end = time.monotonic() + EXIT_BOUND
+        while self._unknown_exits - {fact.rank for fact in self._exits()} and time.monotonic() < end:
+            await asyncio.sleep(0.05)
 
     def logs(self) -> list[Fact]:
         """Causes that the ranks' own logs state, and exit codes that the launcher printed."""
@@ -161,6 +170,8 @@ class LocalLaunch:
             for reader in (traceback, vllm_log):
                 with open(path, encoding="utf-8", errors="replace") as file:
                     facts += [replace(fact, host=self._host, rank=int(path.stem[4:])) for fact in reader.read(file, f"{self.id}/{path.name}")]
+        interface = master.interface_to(self._order.master)
+        facts = [replace(fact, fields={**fact.fields, "remedy": fact.get("remedy", "").replace("INTERFACE", interface)}) for fact in facts]
         return facts + self._exits()
 
     def _exits(self) -> list[Fact]:

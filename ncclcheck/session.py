@@ -145,7 +145,8 @@ def _take_part(found: clusters.Cluster, options: Options, token: str, folder: Pa
         live.say("ncclcheck: interrupted; everything that was started has been ended")
         return 128 + int(interrupted.args[0])
     live.close()
-    _print(result, given, out, brief=found.nnodes > FULL_REPORT_NODES and found.node_rank != 0)
+    if not (found.task and found.task.local_rank):  # of the processes of one node, the first speaks for all
+        _print(result, given, out, brief=found.nnodes > FULL_REPORT_NODES and found.node_rank != 0)
     if result.status is Outcome.DEGRADED and given["allow_degraded"]:
         return 0
     return EXIT_CODES[result.status]

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import psutil
 
+from ncclcheck.collect.host import addresses
 from ncclcheck.model import Fact
 
 RESOLVE_BOUND = 5.0  # seconds
@@ -55,6 +56,17 @@ async def resolve(name: str) -> list[str]:
 def own(address: str, addresses: dict[str, list[str]]) -> bool:
     """Whether an address is one of this node's."""
     return ipaddress.ip_address(address).is_loopback or any(address in found for found in addresses.values())
+
+
+def interface_to(address: str) -> str:
+    """The interface of this node that leads to an address (or has it); `INTERFACE` where that cannot be told."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((address, 9))  # UDP: nothing is sent, the kernel only chooses the way
+            mine = probe.getsockname()[0]
+    except OSError:
+        return "INTERFACE"
+    return next((name for name, found in addresses().items() if mine in found and (mine == address or name != "lo")), "INTERFACE")
 
 
 def loopback_by_name(name: str, resolved: list[str]) -> bool:

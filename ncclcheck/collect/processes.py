@@ -22,6 +22,7 @@ class Process:
     ppid: int
     start: int
     cpu_seconds: float
+    status: int  # wait status of a zombie, as waitpid gives it; 0 while it lives
 
     @property
     def stopped(self) -> bool:
@@ -33,6 +34,11 @@ class Process:
         """A zombie: only its parent has not noticed yet."""
         return self.state in "ZX"
 
+    @property
+    def exit_code(self) -> int:
+        """How a dead one ended: its exit code, or minus the signal that killed it."""
+        return os.waitstatus_to_exitcode(self.status)
+
 
 def read(pid: int) -> Process | None:
     """The process now, or None where it is gone."""
@@ -42,7 +48,7 @@ def read(pid: int) -> Process | None:
         return None
     fields = text[text.rindex(")") + 2 :].split()
     cpu = sum(int(ticks) for ticks in fields[11:15]) / _TICKS
-    return Process(pid, fields[0], int(fields[1]), int(fields[19]), cpu)
+    return Process(pid, fields[0], int(fields[1]), int(fields[19]), cpu, int(fields[49]))
 
 
 def wchan(pid: int) -> str:

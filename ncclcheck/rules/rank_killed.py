@@ -35,7 +35,7 @@ def check(run: Run) -> list[Finding]:
         if gone.rank is None or gone.rank in spoke:
             continue
         exit_ = codes.get(gone.rank)
-        code = exit_.get("code") if exit_ else None
+        code = exit_.get("code") if exit_ else gone.get("code")
         if code is not None and code >= 0:
             continue
         how = f"was killed by {signal.Signals(-code).name}" if code is not None else "died without a word"
