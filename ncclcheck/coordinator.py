@@ -24,6 +24,7 @@ from ncclcheck.watch import Clock, View
 ACK_BOUND = 5.0  # seconds in which every node must have acknowledged the verdict
 COLLECT_BOUND = 6.0  # seconds in which a node's evidence must have come
 STOP_BOUND = 8.0  # seconds in which a node must have ended its ranks
+ERROR_SETTLE = 1.0  # seconds in which what made a rank raise an error is noticed
 SETTLE = 2.0  # seconds for which a contradiction at roll call must stand (an agent that was just replaced is silent by then)
 VICTIM_STEPS = 20  # collectives after which a planted fault strikes
 
@@ -269,6 +270,8 @@ class Coordinator:
                 clock, bound = await self._wait(view)
                 if clock is Clock.OVER or clock is Clock.FAIL:
                     break
+                if clock is Clock.ERROR:  # mostly a consequence: the death or stop that it follows from is noticed a moment later
+                    await self._until(view.explained, ERROR_SETTLE)
                 last = view.progress
                 facts = await self._ask(wire.Collect(name), wire.Collected, COLLECT_BOUND)
                 if clock is Clock.STALL and view.progress > last:

@@ -107,6 +107,11 @@ class View:
             return Clock.STALL, bound
         return None
 
+    def explained(self) -> bool:
+        """Whether a rank is known to be dead or stopped, or every rank has raised an error."""
+        failed = {fact.rank for fact in self.facts if fact.kind == "error"}
+        return any(fact.kind in ("gone", "stopped") for fact in self.facts) or len(failed) == self.world_size
+
     def bound(self) -> float:
         """Seconds without progress anywhere that are normal now: the largest that any rank's step allows."""
         if len(self.slots) < self.world_size:

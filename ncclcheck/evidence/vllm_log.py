@@ -152,7 +152,7 @@ _CAUSES = (
         r"Gloo connectFullMesh failed.*Connection refused, remote=\[(?P<peer>127\.[\d.]+|::1)\]",
         "hostname-resolution",
         "a node gave its peers the loopback address {peer}: its host name resolves to it",
-        "export GLOO_SOCKET_IFNAME=INTERFACE   # on every node",
+        "export GLOO_SOCKET_IFNAME=INTERFACE   # on every node, each its own interface to the others",
     ),
     _row(
         r"Gloo connectFullMesh failed.*timed out connecting.*Connection timed out, remote=\[(?P<peer>[^\]]+)\]:(?P<port>\d+)",

@@ -1,0 +1,74 @@
+"""Ranks and agents that are killed or stopped from outside, unannounced, in the middle of real work: named in seconds, nothing left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from running import Job, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.geteuid() != 0, reason="signals into emulated nodes need root")]
+
+MIDDLES = {"bandwidth": "all_reduce", "collectives": "all_gather", "vllm_engine": "vllm generate"}
+CAUSES = {signal.SIGKILL: "rank-killed", signal.SIGSTOP: "process-stopped"}
+
+
+@pytest.fixture
+def job(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Job]:
+    probe = getattr(request, "param", "bandwidth")
+    running = Job(tmp_path, "probe", probe, "--emulate", "2x1", "--format", "json")
+    yield running
+    running.kill()
+
+
+@pytest.mark.parametrize("number", CAUSES, ids=lambda number: number.name)
+@pytest.mark.parametrize("job", MIDDLES, indirect=True)
+def test_a_rank_hit_in_the_middle_of_a_probe_is_named_within_10_s_and_nothing_is_left(job: Job, number: signal.Signals, request: pytest.FixtureRequest) -> None:
+    probe = request.node.callspec.params["job"]
+    until(lambda: job.announced(1, MIDDLES[probe]), 120, f"{probe} at work")
+    os.kill(job.ranks()[1], number)
+    hit = time.monotonic()
+    assert job.wait(10) == 1
+    took = time.monotonic() - hit
+    (finding,) = job.report["findings"]
+    assert finding["cause"] == CAUSES[number]
+    assert finding["culprit"]["ranks"] == [1] and finding["culprit"]["hosts"] == ["node1"]
+    assert finding["evidence"] and finding["remedy"]
+    assert job.report["probes"][0]["status"] == "fail"
+    assert "rank 1 (node1" in job.report["summary"]
+    assert "Traceback" not in job.err and took < 10
+    assert job.left() == []
+
+
+@pytest.mark.parametrize("lost", [1, 0])
+def test_an_agent_that_is_killed_is_reported_by_the_other_and_its_ranks_go_with_it(job: Job, lost: int) -> None:
+    until(lambda: job.announced(0, "all_reduce"), 60, "bandwidth at work")
+    agents = sorted(psutil.Process(job.process.pid).children(), key=lambda child: child.pid)
+    agents[lost].kill()
+    assert job.wait(20) == 3
+    report = job.report
+    (finding,) = report["findings"]
+    assert (report["status"], finding["cause"]) == ("unknown", "agent-lost")
+    assert finding["culprit"]["hosts"] == [f"node{lost}"]
+    assert f"node {lost}" in report["summary"]
+    assert "Traceback" not in job.err
+    assert job.left() == []
+
+
+def test_the_parent_of_emulated_nodes_takes_everything_along_when_it_is_killed(job: Job) -> None:
+    until(lambda: job.announced(1, "all_reduce"), 60, "bandwidth at work")
+    job.process.kill()
+    until(lambda: not job.left(), 10, "every process of both nodes gone")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
+def test_an_interrupt_ends_everything_and_says_so_in_the_exit_code(job: Job, number: signal.Signals, code: int) -> None:
+    until(lambda: job.announced(1, "all_reduce"), 60, "bandwidth at work")
+    job.process.send_signal(number)
+    assert job.wait(15) == code
+    assert "Traceback" not in job.err and job.left() == []
