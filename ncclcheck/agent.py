@@ -10,7 +10,7 @@ import contextlib
 import ctypes
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 from ncclcheck import wire
@@ -63,6 +63,9 @@ class Agent:
         beat = asyncio.create_task(self._beat())
         try:
             while True:
+                for task in [task for task in (*self._watching.values(), *self._jobs, beat) if task.done()]:
+                    self._jobs.discard(task)
+                    task.result()  # an agent that cannot watch or end its ranks must say so
                 try:
                     message = await asyncio.wait_for(self._client.receive(), wire.BEAT)
                 except TimeoutError:
@@ -162,7 +165,5 @@ class Agent:
         for name in list(self._launches):
             await self.end(name)
 
-    def _spawn(self, work: object) -> None:
-        task = asyncio.ensure_future(work)  # type: ignore[call-overload]
-        self._jobs.add(task)
-        task.add_done_callback(self._jobs.discard)
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        self._jobs.add(asyncio.create_task(work))

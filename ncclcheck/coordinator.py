@@ -68,22 +68,29 @@ class Coordinator:
         self._run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
         self._results: list[ProbeResult] = []
         self._findings: list[Finding] = []
+        self._lacking: list[Finding] = []  # what kept a required probe from running: it leaves the question open
         self._ranks: dict[int, RankId] = {}
         self._added: dict[str, str] = {}
         self._launches = 0
+        self._listening: list[asyncio.Task[None]] = []
 
     async def run(self) -> Report:
         """The whole run. The report has reached every agent that could be reached when this returns."""
-        listening = [asyncio.create_task(work) for work in (self._listen(), self._beat(), self._server.watch())]
+        self._listening = [asyncio.create_task(work) for work in (self._listen(), self._beat(), self._server.watch())]
         try:
             if await self._roll_call() and self._can_run():
                 await self._suite()
         except AgentLost as lost:
             await self._lost(*lost.args)
+        except BaseException as error:  # an interrupt, or a mistake of ours: the others must not wait for a verdict
+            reason = "interrupted" if isinstance(error, asyncio.CancelledError) else f"{type(error).__name__}: {error}"
+            facts = [Fact("agent-lost", socket.gethostname(), fields={"node_rank": 0, "reason": reason})]
+            self._findings += triage.findings(Run(facts=facts))
+            raise
         finally:
             report = self._report()
             await self._publish(report)
-            for task in listening:
+            for task in self._listening:
                 task.cancel()
         return report
 
@@ -122,6 +129,9 @@ class Coordinator:
         end = time.monotonic() + seconds
         while not predicate():
             now = time.monotonic()
+            for task in self._listening:
+                if task.done():
+                    task.result()  # it ends by an error only: who does not hear must not judge
             for peer, number in self._numbers.items():
                 if peer in self._left:
                     raise AgentLost(number, self._left[peer])
@@ -179,16 +189,17 @@ class Coordinator:
 
     def _can_run(self) -> bool:
         """What the roll call already rules out: busy GPUs, torch that is not there."""
-        facts = []
+        facts, lacking = [], []
         for hello in self._hellos().values():
             if hello.versions.get("torch") is None:
-                facts.append(Fact("not-installed", hello.host, fields={"distribution": "torch", "probes": list(self._options.probes)}))
+                lacking.append(Fact("not-installed", hello.host, fields={"distribution": "torch", "probes": list(self._options.probes)}))
             if 0 < len(hello.gpus) < hello.nproc_per_node:
                 facts.append(Fact("too-few-gpus", hello.host, fields={"gpus": len(hello.gpus), "nproc_per_node": hello.nproc_per_node}))
             for gpu in hello.gpus if not self._options.force else ():
                 if gpu["processes"]:
                     facts.append(Fact("gpu-busy", hello.host, fields=gpu))
-        return not facts or self._refuse(facts)
+        self._lacking += triage.findings(Run(facts=lacking)) if lacking else []
+        return not lacking and (not facts or self._refuse(facts))
 
     # -- launches ------------------------------------------------------------------------------------------------
 
@@ -211,7 +222,7 @@ class Coordinator:
         for need in plugin.get("NEEDS", ()):
             lacking = [hello.host for hello in self._hellos().values() if hello.versions.get(need) is None]
             if lacking:
-                self._findings += triage.findings(
+                self._lacking += triage.findings(
                     Run(facts=[Fact("not-installed", host, fields={"distribution": need, "probes": [plugin.name]}) for host in lacking])
                 )
                 return f"{need} is not installed on {', '.join(lacking)}"
@@ -352,10 +363,6 @@ class Coordinator:
         hello = self._hellos()[number]
         gone = next(peer for peer, known in self._numbers.items() if known == number)
         del self._numbers[gone]
-        started = {result.name for result in self._results}
-        for name in self._options.probes:
-            if name not in started:
-                self._results.append(ProbeResult(name, Status.UNKNOWN, f"node {number} ({hello.host}) was lost"))
         facts = [Fact("agent-lost", hello.host, fields={"node_rank": number, "reason": reason})]
         with contextlib.suppress(AgentLost):  # a second one: the first is enough to say
             if self._view:
@@ -366,13 +373,19 @@ class Coordinator:
     def _report(self) -> Report:
         hellos = self._hellos() if self._numbers else dict(enumerate(self._roll.hellos.values()))
         rolled = bool(self._numbers)
-        results = (
-            self._results if rolled else [ProbeResult(name, Status.SKIP, "not run: the roll call was not completed") for name in self._options.probes]
-        )
+        had = {result.name for result in self._results}
+        why = "the run was ended before it" if rolled else "the roll call was not completed"
+        unrun = [ProbeResult(name, Status.UNKNOWN if rolled else Status.SKIP, f"not run: {why}") for name in self._options.probes if name not in had]
+        results = [*self._results, *unrun]
         findings = triage.order(self._findings)
-        nodes = len({hello.task["node_rank"] if hello.task else number for number, hello in hellos.items()})
         verdict = triage.verdict(
-            findings, results, emulated=bool(self._options.emulated), not_asked=self._options.not_asked, ranks=self._world_size(), nodes=nodes
+            findings,
+            self._lacking,
+            results,
+            emulated=bool(self._options.emulated),
+            not_asked=self._options.not_asked,
+            ranks=self._world_size(),
+            nodes=len({hello.task["node_rank"] if hello.task else number for number, hello in hellos.items()}),
         )
         folder = {str(number): f"{self._run_id}/{_folder(number, hello)}" for number, hello in hellos.items()} if rolled else {}
         return Report(
@@ -380,7 +393,7 @@ class Coordinator:
             verdict.status,
             verdict.summary,
             round(time.monotonic() - self._started, 3),
-            findings,
+            verdict.findings,
             bool(self._options.emulated),
             {"added": {**self._options.environment, **self._added}},
             results,
@@ -395,7 +408,7 @@ class Coordinator:
         peers = list(self._numbers) or list(self._roll.hellos)
         for peer in peers:
             self._server.send(peer, wire.Result(data))
-        with contextlib.suppress(AgentLost):
+        with contextlib.suppress(Exception):  # the report stands, whoever is lost now
             await self._until(lambda: self._acks.issuperset(peers), ACK_BOUND)
 
     # -- small things --------------------------------------------------------------------------------------------

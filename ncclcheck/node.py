@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -94,6 +95,8 @@ class _Node:
                 report = await deciding
                 await member
                 return report
+            except Exception as error:
+                return self._crashed(error)
             finally:
                 for task in (deciding, member):
                     task.cancel()
@@ -163,11 +166,21 @@ class _Node:
         except asyncio.CancelledError:
             agent.leave("interrupted")
             raise
+        except Exception as error:
+            agent.leave(f"{type(error).__name__}: {error}")
+            return self._crashed(error)
         finally:
             work.cancel()
-            with contextlib.suppress(asyncio.CancelledError, NodeLost):
-                await work
+            await asyncio.gather(work, return_exceptions=True)
             client.close()
+
+    def _crashed(self, error: Exception) -> Report:
+        """The report of a node on which ncclcheck itself failed; the traceback is kept beside the runs."""
+        path = self._folder / f"crash-{self._name}-{os.getpid()}.txt"
+        with contextlib.suppress(OSError):  # a full disk may be the very error
+            path.write_text("".join(traceback.format_exception(error)))
+        fields = {"type": type(error).__name__, "message": str(error), "errno": getattr(error, "errno", None), "traceback": str(path)}
+        return self._alone([Fact("agent-failed", self._name, fields=fields)])
 
     def _hello(self) -> wire.Hello:
         cluster = self._cluster
@@ -194,6 +207,7 @@ class _Node:
         cluster = self._cluster
         verdict = triage.verdict(
             found,
+            [],
             probes,
             emulated=bool(self._options.emulated),
             not_asked=self._options.not_asked,

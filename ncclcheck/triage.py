@@ -40,24 +40,37 @@ def order(found: Sequence[Finding]) -> list[Finding]:
     return sorted(reversed(unique.values()), key=lambda finding: (finding.cause in UNDECIDED, -finding.confidence))
 
 
-def verdict(found: Sequence[Finding], probes: Sequence[ProbeResult], *, emulated: bool, not_asked: Sequence[str], ranks: int, nodes: int) -> Verdict:
-    """One status and one sentence. A probe that could not decide, or was required and could not run, never counts as passed."""
+def verdict(
+    found: Sequence[Finding],
+    lacking: Sequence[Finding],
+    probes: Sequence[ProbeResult],
+    *,
+    emulated: bool,
+    not_asked: Sequence[str],
+    ranks: int,
+    nodes: int,
+) -> Verdict:
+    """One status and one sentence. A probe that could not decide, or was required and could not run, never counts as passed.
+
+    `found` are the causes that speak against the cluster; `lacking` is what kept a required probe from running.
+    """
     certain = [finding for finding in found if finding.cause not in UNDECIDED]
+    findings = [*found, *lacking]
     states = {probe.status for probe in probes}
     tail = f"; not asked: {', '.join(not_asked)}" if not_asked else ""
-    if Status.FAIL in states or (certain and not any(probe.status in (Status.PASS, Status.UNKNOWN, Status.CRASHED) for probe in probes)):
+    if Status.FAIL in states or certain:
         reason = certain[0].title if certain else next(probe.detail for probe in probes if probe.status is Status.FAIL)
-        return Verdict(Outcome.NOT_READY, f"{reason}{tail}", found)
+        return Verdict(Outcome.NOT_READY, f"{reason}{tail}", findings)
     undecided = [probe for probe in probes if probe.status in (Status.SKIP, Status.UNKNOWN, Status.CRASHED)]
-    if undecided or found or not probes:
-        reason = found[0].title if found else f"{undecided[0].name}: {undecided[0].detail}" if undecided else "no probe was asked for"
+    if undecided or findings or not probes:
+        reason = findings[0].title if findings else f"{undecided[0].name}: {undecided[0].detail}" if undecided else "no probe was asked for"
         names = f" ({', '.join(probe.name for probe in undecided)})" if undecided else ""
-        return Verdict(Outcome.UNKNOWN, f"not proven{names}: {reason}{tail}", found)
+        return Verdict(Outcome.UNKNOWN, f"not proven{names}: {reason}{tail}", findings)
     place = " (emulated on this machine; your cluster was not tested)" if emulated else ""
     what = f"{ranks} rank{'s' * (ranks != 1)} on {nodes} node{'s' * (nodes != 1)}"
     if Status.DEGRADED in states:
-        return Verdict(Outcome.DEGRADED, f"degraded{place}: {next(p.detail for p in probes if p.status is Status.DEGRADED)}{tail}", found)
-    return Verdict(Outcome.READY, f"ready{place}: {what} passed {', '.join(probe.name for probe in probes)}{tail}", found)
+        return Verdict(Outcome.DEGRADED, f"degraded{place}: {next(p.detail for p in probes if p.status is Status.DEGRADED)}{tail}", findings)
+    return Verdict(Outcome.READY, f"ready{place}: {what} passed {', '.join(probe.name for probe in probes)}{tail}", findings)
 
 
 def _open(run: Run) -> Finding:

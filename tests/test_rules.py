@@ -82,18 +82,18 @@ def test_where_no_rule_knows_better_the_answer_is_insufficient_evidence_and_what
 )
 def test_skip_and_unknown_never_look_like_pass(statuses: list[Status], outcome: Outcome) -> None:
     probes = [ProbeResult(f"probe{index}", status, "reason") for index, status in enumerate(statuses)]
-    assert triage.verdict([], probes, emulated=False, not_asked=[], ranks=2, nodes=2).status is outcome
+    assert triage.verdict([], [], probes, emulated=False, not_asked=[], ranks=2, nodes=2).status is outcome
 
 
 def test_a_cause_found_at_roll_call_makes_the_cluster_not_ready() -> None:
     run, _ = read("fact missing-node @ b node_rank=1 nproc_per_node=1\nfact roll-call @ a seconds=60\n")
     skipped = [ProbeResult("wiring", Status.SKIP, "not run")]
-    verdict = triage.verdict(triage.findings(run), skipped, emulated=False, not_asked=[], ranks=2, nodes=1)
+    verdict = triage.verdict(triage.findings(run), [], skipped, emulated=False, not_asked=[], ranks=2, nodes=1)
     assert verdict.status is Outcome.NOT_READY and "node 1 (b)" in verdict.summary
 
 
 def test_a_probe_left_out_by_the_user_is_named_and_not_required() -> None:
-    verdict = triage.verdict([], [ProbeResult("wiring", Status.PASS)], emulated=True, not_asked=["vllm_engine"], ranks=2, nodes=2)
+    verdict = triage.verdict([], [], [ProbeResult("wiring", Status.PASS)], emulated=True, not_asked=["vllm_engine"], ranks=2, nodes=2)
     assert verdict.status is Outcome.READY
     assert verdict.summary.endswith("not asked: vllm_engine") and "your cluster was not tested" in verdict.summary
 

@@ -55,6 +55,12 @@ def positions(run: Run, ranks: list[int]) -> list[Evidence]:
     return [Evidence("", 0, f"{run.name(rank)} is {at(run, rank)}") for rank in ranks[:8]]
 
 
+def error(fact: Fact) -> str:
+    """`ValueError: the first line of its message`."""
+    message = str(fact.get("message") or "").strip()
+    return f"{fact.get('type')}: {message.splitlines()[0][:200]}" if message else str(fact.get("type"))
+
+
 def _said(fact: Fact) -> str:
     who = " ".join(part for part in (f"rank {fact.rank}" if fact.rank is not None else "", f"on {fact.host}" if fact.host else "") if part)
     what = ", ".join(f"{key} {value}" for key, value in fact.fields.items())

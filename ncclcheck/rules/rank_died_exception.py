@@ -24,33 +24,20 @@ EXPLAINS = ("rank_stuck_in_python", "rank_exited_early", "network_unreachable", 
 
 
 def check(run: Run) -> list[Finding]:
-    """The ranks whose error is their own; where every rank of several has the same one, no rank is to blame."""
+    """The first rank whose error is its own."""
     own = [fact for fact in run.of("error") if fact.rank is not None and not reading.CONSEQUENCE.search(str(fact.get("message", "")))]
     if not own or run.of("engine-error"):
         return []
     first = own[0]
-    text = f"{first.get('type')}: {str(first.get('message')).splitlines()[0][:200]}" if first.get("message") else str(first.get("type"))
-    everybody = run.world_size is not None and run.world_size > 1 and len({fact.rank for fact in own}) == run.world_size
     logs = [fact for fact in run.of("traceback") if fact.rank == first.rank]
-    host = first.host or "its host"
-    if everybody:
-        return [
-            Finding(
-                "probe-crashed",
-                f"every rank failed alike: {text}",
-                confidence=0.8,
-                evidence=reading.quote(*(logs or [first])),
-                remedy=f"read the traceback on {host} (in the run directory) and mend what it names; alike everywhere points at the installation",
-            )
-        ]
     assert first.rank is not None
     return [
         Finding(
             "rank-died-exception",
-            f"{run.name(first.rank)} raised {text}, {reading.at(run, first.rank)}{reading.bystanders(run, [first.rank])}",
+            f"{run.name(first.rank)} raised {reading.error(first)}, {reading.at(run, first.rank)}{reading.bystanders(run, [first.rank])}",
             run.blame([first.rank]),
             0.9,
             reading.quote(*(logs or [first])),
-            f"read the traceback of rank {first.rank} on {host} and mend what it names; the other ranks only wait for it",
+            f"read the traceback of rank {first.rank} on {first.host or 'its host'} and mend what it names; the other ranks only wait for it",
         )
     ]
