@@ -78,8 +78,7 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
         "hostname-resolution": (
             "A host name leads to nowhere, or to the machine that asks. Debian and Ubuntu write `127.0.1.1 HOSTNAME` into /etc/hosts, so a "
             "node that looks up its own name gives its peers an address that leads them back to themselves.",
-            "127.0.0.1 or 127.0.1.1 as the address of a remote peer, `Connection refused, remote=[127.0.1.1]`, or `Name or service not "
-            "known`.",
+            "127.0.0.1 or 127.0.1.1 as the address of a remote peer, `Connection refused, remote=[127.0.1.1]`, or `Name or service not known`.",
             "`getent ahosts HOST` on every node must show the address in the shared network. Mend /etc/hosts or DNS, use numeric addresses, "
             "or `export GLOO_SOCKET_IFNAME=eth0` with the name of each node's interface.",
         ),
@@ -169,8 +168,7 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
             "/usr/local/cuda/compat out of LD_LIBRARY_PATH.",
         ),
         "gpu-arch-not-built": (
-            "This build of torch, NCCL or vLLM holds no code for this kind of GPU, because the GPU is newer, or older, than the build "
-            "supports.",
+            "This build of torch, NCCL or vLLM holds no code for this kind of GPU, because the GPU is newer, or older, than the build supports.",
             "`no kernel image is available for execution on the device`, `named symbol not found`.",
             "`python -c 'import torch; print(torch.cuda.get_device_capability(), torch.cuda.get_arch_list())'`; install a build that lists "
             "this capability.",
@@ -227,8 +225,8 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
             "The GPUs of a host claim that they can read each other's memory (peer access), and it does not work. Often the PCIe bus sends "
             "such traffic by way of the CPU, because ACS or the IOMMU (protections of virtual machines) is on.",
             "A hang at the first collective on a single host, after lines with `via P2P`; all ranks are in the same operation.",
-            "`NCCL_P2P_DISABLE=1` as a test: if that helps, compare `nvidia-smi topo -p2p r`, and switch ACS and the IOMMU off (`lspci -vvv | "
-            "grep ACSCtl`; `iommu=pt` for the kernel).",
+            "`NCCL_P2P_DISABLE=1` as a test: if that helps, compare `nvidia-smi topo -p2p r`, switch ACS off (`lspci -vvv | grep ACSCtl` "
+            "shows it), and and turn the IOMMU off in the BIOS, or pass `iommu=pt` to the kernel.",
         ),
         "p2p-peer-limit": (
             "A GPU can map the memory of only a few peers at a time over PCIe (eight besides itself), and the job wants more.",
@@ -238,14 +236,17 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
         ),
         "custom-allreduce": (
             "vLLM has an all-reduce of its own for GPUs in one host, and it could not map the memory of its peers.",
-            "An error in custom_all_reduce.cuh, for example `invalid argument`, while the engine starts.",
-            "`--disable-custom-all-reduce` makes vLLM use NCCL instead. Also try without `PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True`.",
+            "`custom_all_reduce.cuh:455 'invalid argument'` while the engine starts, often as it captures CUDA graphs; the worker then dies "
+            "without a traceback.",
+            "`--disable-custom-all-reduce` makes vLLM use NCCL instead. If PYTORCH_CUDA_ALLOC_CONF contains `expandable_segments:True`, "
+            "taking that out is enough: such memory cannot be shared in this way.",
         ),
         "cumem-host": (
-            "NCCL could not allocate the host memory that the ranks of a node share in the newer way (cuMem). In containers the right to "
-            "choose the memory's NUMA node is often missing.",
-            "`NCCL WARN` lines from transport/shm.cc with `Cuda failure 217`.",
-            "`NCCL_CUMEM_HOST_ENABLE=0`, or `docker run --cap-add SYS_NICE`.",
+            "NCCL could not allocate the host memory that the ranks of a node share in the newer way (cuMem). It happens on GPUs without peer "
+            "access, and in containers that may not choose the memory's NUMA node (the part of the memory near one CPU).",
+            "`transport/shm.cc ... NCCL WARN Cuda failure 217 'peer access is not supported between these two devices'`.",
+            "`export NCCL_CUMEM_HOST_ENABLE=0` on every rank goes back to /dev/shm, which must then be large enough. In containers `docker "
+            "run --cap-add SYS_NICE` may do instead.",
         ),
     },
     "Network cards: InfiniBand and RoCE": {
@@ -263,8 +264,8 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
         ),
         "ib-link-error": (
             "An InfiniBand or RoCE port, cable or switch fails or went down during the job.",
-            "`NET/IB : Got async event : port error`, or `Got completion from peer ... with status=12`: the peer did not acknowledge, however "
-            "often it was sent.",
+            "`NET/IB : Got async event : port error`, or `Got completion from peer ... with status=12`, often called error 12: the peer did "
+            "not acknowledge, however often it was sent.",
             "`ibstat` (State: Active), `ibqueryerrors` or `ethtool -S eth0` for error counters, `dmesg -T | grep mlx5`. Exchange the cable; "
             "for short interruptions only, `NCCL_IB_TIMEOUT=22` waits longer.",
         ),
@@ -279,8 +280,8 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
             "A node has several RDMA cards (HCAs), and the one that NCCL chose has no path to the peer's: they are in different subnets or "
             "rails (networks of their own).",
             "Only some pairs of cards fail, with GIDs of different subnets in NCCL's lines.",
-            "`NCCL_IB_HCA==mlx5_0,mlx5_1` with the cards that are connected (`ibstat`, `nvidia-smi topo -m`), or `NCCL_CROSS_NIC=0` where "
-            "each rail is separate.",
+            "`export NCCL_IB_HCA='=mlx5_0,mlx5_1'` with the cards that are connected (`ibstat`, `nvidia-smi topo -m`; the inner = asks for "
+            "exact names), or `NCCL_CROSS_NIC=0` where each rail is separate.",
         ),
         "gdr-missing": (
             "GPUDirect RDMA, by which a network card reads GPU memory directly, is not in use. Each byte takes a detour by the CPU's memory, "
@@ -291,7 +292,8 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
         ),
         "net-plugin": (
             "NCCL loads a plugin for the network (for AWS EFA, Google's or SHARP), and that plugin fails or does not fit this NCCL.",
-            "`NET/Plugin` lines that name a failed load, or errors from `NET/OFI`.",
+            "Errors from the plugin itself, such as `NET/OFI` lines, or `undefined symbol` where it is loaded. `No plugin found "
+            "(libnccl-net.so)` alone is normal: NCCL then uses its own.",
             "`NCCL_NET_PLUGIN=none` as a test: if that helps, install the plugin's version made for this NCCL, and look for a second copy: "
             "`ldconfig -p | grep nccl-net; echo $LD_LIBRARY_PATH`.",
         ),
@@ -315,8 +317,7 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
             "driver, ncclcheck.",
             "The versions in the table of nodes differ; `operator torchvision::nms does not exist` is a torchvision that was built for "
             "another torch.",
-            "Use the same container image or lock file on all nodes. Compare `pip freeze | grep -iE 'torch|vllm|nccl'` and `nvidia-smi` on "
-            "each.",
+            "Use the same container image or lock file on all nodes. Compare `pip freeze | grep -iE 'torch|vllm|nccl'` and `nvidia-smi` on each.",
         ),
         "nccl-env-misconfig": (
             "A setting of NCCL is wrong for this cluster, left over from another one, or differs between ranks. Each NCCL_* variable switches "
@@ -342,8 +343,7 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
         "shm-too-small": (
             "/dev/shm, memory that the processes of a host share, is full or too small. A container gets 64 MiB by default, while NCCL, torch "
             "and vLLM need gigabytes.",
-            "`Error while creating shared memory segment /dev/shm/nccl-...`, `No space left on device`, or a rank killed by signal 7 "
-            "(SIGBUS).",
+            "`Error while creating shared memory segment /dev/shm/nccl-...`, `No space left on device`, or a rank killed by signal 7 (SIGBUS).",
             "`df -h /dev/shm`; `docker run --shm-size=16g` or `--ipc=host`; in Kubernetes an emptyDir with `medium: Memory` mounted at "
             "/dev/shm. Files left by killed jobs may be removed: `ls -l /dev/shm`.",
         ),
@@ -362,8 +362,8 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
             "The kernel refuses something that is needed: to make a network namespace, to read another process's stack (ptrace), or to open a "
             "GPU or network device.",
             "`Operation not permitted` (EPERM) or `Permission denied` (EACCES).",
-            "The message says what was refused. In a container add the right: `--cap-add SYS_PTRACE` for stacks, `--cap-add SYS_ADMIN "
-            "--cap-add NET_ADMIN` for emulated nodes, `--device=/dev/infiniband` for RDMA; or run as root.",
+            "The message says what was refused. In a container add the right: `--cap-add SYS_PTRACE` for stacks, `--privileged` for emulated "
+            "nodes, `--device=/dev/infiniband` for RDMA. On a host run it with `sudo`.",
         ),
         "host-oom-killed": (
             "The kernel, or the container's limit, ended a process because the host's memory (not the GPU's) ran out.",
@@ -419,8 +419,8 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
             "The flight recorder shows the operation as scheduled or started, and not completed, on one rank only; its stack waits in a CUDA "
             "synchronise.",
             "`nvidia-smi` (100 % busy with little power drawn is a kernel that waits), `dmesg -T | grep -i xid`, and `cuda-gdb -p PID`, then "
-            "`info cuda kernels`. Kernels that compete with NCCL's own for the GPU can cause it: try `CUDA_DEVICE_MAX_CONNECTIONS=1` or "
-            "`NCCL_LAUNCH_ORDER_IMPLICIT=1`.",
+            "`info cuda kernels`. Collectives of several groups that overlap on one GPU can block each other: issue them in the same order on "
+            "every rank.",
         ),
         "collective-mismatch": (
             "The ranks called different collectives at the same place: in another order, with another size or type, in another group, or one "
@@ -444,8 +444,7 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
         "watchdog-stuck-cuda": (
             "The thread that is to end hanging jobs (PyTorch's watchdog) hangs itself, in a CUDA or NCCL call or because it cannot get "
             "Python's lock (the GIL).",
-            "`ProcessGroupNCCL's watchdog got stuck for 480 seconds`, `TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC`, and a rank ended by its heartbeat "
-            "monitor.",
+            "`ProcessGroupNCCL's watchdog got stuck for 480 seconds`, `TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC`, and a rank ended by its heartbeat monitor.",
             "It is rarely the first cause: look for an earlier one. Otherwise `py-spy dump --native --pid PID` before it is ended, `dmesg -T "
             "| grep -i xid`, and a larger `TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC`.",
         ),
@@ -493,8 +492,7 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
         ),
         "model-not-on-node": (
             "A node does not have the model, or has only part of it. Every node reads its own copy unless the folder is shared.",
-            "`Invalid repository ID or local directory specified`, `Cannot find any model weights`, `LocalEntryNotFoundError`, on that host "
-            "only.",
+            "`Invalid repository ID or local directory specified`, `Cannot find any model weights`, `LocalEntryNotFoundError`, on that host only.",
             "`ls -L MODEL/*.safetensors` on every node. Copy what is missing, use a path on a shared file system, or `hf download MODEL` with "
             "the same HF_HOME on each.",
         ),
@@ -534,8 +532,7 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
         "unsafe-input": (
             "A file was not read because reading it could do harm: it would run code, write outside its folder, or fill the memory.",
             "A pickle that would call functions, an archive with absolute paths or `..`, or a size beyond the limits.",
-            "Get the file anew from the machine that wrote it, and look inside without running it: `python -m pickletools FILE`, `tar -tvf "
-            "FILE`.",
+            "Get the file anew from the machine that wrote it, and look inside without running it: `python -m pickletools FILE`, `tar -tvf FILE`.",
         ),
     },
     "Verdicts without a cause": {
@@ -549,8 +546,8 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
             "than the wrong one.",
             "Every rank waits, or reports that another one is gone; the log of the one that went first is missing.",
             "Collect more, from every rank and node: run again with `NCCL_DEBUG=INFO TORCH_DISTRIBUTED_DEBUG=DETAIL "
-            "TORCH_NCCL_TRACE_BUFFER_SIZE=2000` exported, and while it hangs `py-spy dump --pid PID` for each rank and `dmesg -T | tail -50` "
-            "on each node.",
+            "TORCH_FR_BUFFER_SIZE=2000` exported, and while it hangs `py-spy dump --pid PID` for each rank and `dmesg -T | tail -50` on each "
+            "node.",
         ),
     },
 }

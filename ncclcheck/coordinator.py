@@ -208,6 +208,9 @@ class Coordinator:
         for group in groups(self._options.probes):
             if self._findings and any(result.status is Status.FAIL for result in self._results):
                 self._results += [ProbeResult(plugin.name, Status.SKIP, f"not run: {self._findings[0].cause} was found first") for plugin in group]
+            elif time.monotonic() - self._started > self._options.deadline:
+                reason = f"not run: the deadline of {seconds_text(self._options.deadline)} was over"
+                self._results += [ProbeResult(plugin.name, Status.UNKNOWN, reason) for plugin in group]
             elif reason := self._unmet(group[0]):
                 self._results.append(ProbeResult(group[0].name, Status.SKIP, reason))
             elif group[0].get("INJECT"):
@@ -271,7 +274,7 @@ class Coordinator:
         self._added |= env
         master = self._cluster.master
         order = wire.Launch(name, [p.name for p in group], master, free_port(master), self._cluster.nnodes, self._cluster.nproc_per_node, env)
-        view = View(name, self._world_size(), self._cluster.nnodes, time.monotonic(), {p.name: p.get("TIMEOUT", 60.0) for p in group})
+        view = View(name, self._world_size(), self._cluster.nnodes, time.monotonic(), {p.name: self._timeout(p) for p in group})
         self._view = view
         self._send_all(order)
         self._show(f"{', '.join(order.probes)}: starting {self._world_size()} ranks")
@@ -294,6 +297,12 @@ class Coordinator:
             self._ranks |= view.ranks
         facts.append(Fact("clock", fields={"which": clock.value, "bound": bound, "probe": view.current(), "name": clock.name}))
         return view, clock, bound, view.run(facts + self._unusable_gpus(view))
+
+    def _timeout(self, plugin: registry.Plugin) -> float:
+        """Seconds for one probe; what the user asked for (a longer sweep, a model that takes its time to load) is on top."""
+        options = self._options.probe_options
+        longer = plugin.get("TIMEOUT_WITH_MODEL") if "model" in options else None
+        return float(longer or plugin.get("TIMEOUT")) + float(options.get("budget", 0.0))
 
     async def _wait(self, view: View) -> tuple[Clock, float]:
         deadline = self._started + self._options.deadline

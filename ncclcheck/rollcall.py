@@ -31,7 +31,7 @@ class Roll:
 
     def conflicts(self) -> list[Fact]:
         """What makes this roll impossible, whoever else may come: facts of kind "hello" from each agent that takes part in it."""
-        hellos = list(self.hellos.values())
+        hellos = sorted(self.hellos.values(), key=_place)
         claims = [hello.node_rank for hello in hellos if hello.node_rank is not None]
         twice = {rank for rank in claims if claims.count(rank) > 1}
         for field in ("protocol", "nnodes", "nproc_per_node"):
@@ -56,8 +56,7 @@ class Roll:
 
     def there(self) -> list[str]:
         """`node 0 (gpu-01)`, for each agent."""
-        numbered = sorted(self.hellos.values(), key=lambda hello: (hello.node_rank is None, hello.node_rank or 0, hello.host))
-        return [f"node {'?' if hello.node_rank is None else hello.node_rank} ({hello.host})" for hello in numbered]
+        return [f"node {'?' if hello.node_rank is None else hello.node_rank} ({hello.host})" for hello in sorted(self.hellos.values(), key=_place)]
 
     def missing(self) -> list[Fact]:
         """A fact of kind "missing-node" for each node that is not there, named as well as can be."""
@@ -98,6 +97,11 @@ def node_entries(numbers: Mapping[int, wire.Hello]) -> list[dict[str, object]]:
 def task_fields(cluster: Cluster) -> dict[str, int] | None:
     """The part of a launcher's task that travels."""
     return asdict(cluster.task) if cluster.task else None
+
+
+def _place(hello: wire.Hello) -> tuple[bool, int, str, int]:
+    """By claimed number, then by host: the same roll reads the same whoever came first."""
+    return hello.node_rank is None, hello.node_rank or 0, hello.host, hello.pid
 
 
 def _fact(hello: wire.Hello, field: str) -> Fact:

@@ -1,14 +1,22 @@
-"""The vocabulary as data: the words this tool and its output use, in plain English."""
+"""Explains every word that this tool and its output use: the vocabulary as data, and where to find the rest."""
 
 from __future__ import annotations
 
 import difflib
+import re
 import textwrap
 from collections.abc import Iterator, Mapping
 
 from tabulate import tabulate
 
 from ncclcheck import registry
+from ncclcheck.causes import CAUSES, Cause
+
+WIDTH = 100  # columns
+LEGEND = (
+    "Each rank lists its operations, and `@` names its host; it is still inside the last one if `...` follows. What the agents saw stands after `|`, "
+    "and in lines that begin with `fact`. `=>` is whom the rule blames; under Spares it must blame nobody."
+)
 
 TERMS: Mapping[str, str] = {
     # who takes part
@@ -25,6 +33,13 @@ TERMS: Mapping[str, str] = {
     "worker": "A process that works for another one. torchrun calls the ranks it starts workers; vLLM has one worker per GPU.",
     "launch": "One start of the ranks by torchrun. After a failure the ranks are started again: a broken process group is never reused.",
     # how they meet
+    "master": "Node 0, and the address under which all others find it (MASTER_ADDR and MASTER_PORT for the ranks, --master for the agents).",
+    "roll call": "The first thing that `ncclcheck probe` does: every agent reports to node 0's. It names the nodes that did not come, and where two "
+    "contradict each other.",
+    "run token": "The secret that the agents of one run share (--token or NCCLCHECK_TOKEN), so that nobody else takes part. Without one a public "
+    "default is used.",
+    "network namespace": "A network of its own inside one machine, with its own interfaces and addresses. The Linux kernel makes it; an emulated "
+    "node lives in one.",
     "rendezvous": "How the ranks of a job find each other: each comes to one address and waits until all are there. It fails when an address is "
     "wrong, a port is blocked or a rank is missing.",
     "store": "A small key-value server (torch's TCPStore, on the master address) where ranks leave addresses and counts for each other. A rank "
@@ -89,6 +104,9 @@ TERMS: Mapping[str, str] = {
     "PCIe": "The bus that joins CPU, GPUs and network cards within a node. GPUs without NVLink talk over it.",
     "RDMA": "Remote direct memory access: network cards that read and write another node's memory without its CPU, over InfiniBand or RoCE.",
     "GPUDirect RDMA": "The network card reads and writes GPU memory directly. Without it, every byte takes a detour through the CPU's memory.",
+    "InfiniBand": "A network made for clusters, faster and with less delay than TCP over Ethernet. Its cards do RDMA.",
+    "RoCE": "RDMA over Converged Ethernet: the same as InfiniBand's RDMA, carried by Ethernet.",
+    "KV cache": "The GPU memory in which an engine keeps what it computed for the tokens so far (keys and values), so that each new token is cheap.",
     "interface": "A network port as the operating system names it, for example eth0. A node may have several, and NCCL or Gloo may choose the wrong "
     "one; NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME choose for them.",
     "CUDA graph": "A recorded sequence of GPU work that is launched as one. It removes the cost of launching each small operation.",
@@ -102,31 +120,50 @@ TERMS: Mapping[str, str] = {
 
 
 def explain(word: str) -> str | None:
-    """Everything known by this name: a term, and the documentation of a probe, a fault or a cause. None if there is nothing.
+    """Everything known by this name: a term, a cause, and the documentation of a probe, a fault or a rule. None if there is nothing.
 
     Upper and lower case, and blanks, `-` and `_`, are the same.
     """
-    parts = [textwrap.fill(f"{name}: {text}", 100, break_on_hyphens=False) for name, text in TERMS.items() if _key(name) == _key(word)]
+    parts = [_fill(f"{name}: {text}") for name, text in TERMS.items() if _key(name) == _key(word)]
+    parts += [_cause(slug, cause) for slug, cause in CAUSES.items() if _key(slug) == _key(word)]
     for kind, name in _plugins():
         if _key(name) == _key(word):
-            parts.append(f"{kind.removesuffix('s')} {_shown(kind, name)}: {registry.describe(kind, name).doc}")
+            plugin = registry.describe(kind, name)
+            parts.append(f"{kind.removesuffix('s')} {_shown(kind, name)}: {plugin.doc}")
+            parts += [f"How to read the drawings\n{_fill(LEGEND, '    ')}"] if kind == "rules" else []
     return "\n\n".join(parts) or None
 
 
 def suggest(word: str) -> list[str]:
-    """Up to three names that look like this one, best first."""
-    known = {_key(name): name for name in (*(_shown(kind, name) for kind, name in _plugins()), *TERMS)}
-    return [known[key] for key in difflib.get_close_matches(_key(word), known)]
+    """Up to three names for one that nothing has, best first: those that look like it, contain it, or whose explanation mentions it."""
+    wanted = _key(word)
+    causes = {slug: f"{cause.meaning} {cause.shows_as}" for slug, cause in CAUSES.items()}
+    texts = {**{_shown(kind, name): "" for kind, name in _plugins()}, **causes, **TERMS}
+    names = {_key(name): name for name in texts}
+    mentions = re.compile(rf"\b{re.escape(word.strip())}", re.IGNORECASE)
+    near = [names[key] for key in difflib.get_close_matches(wanted, names)]
+    near += [name for key, name in names.items() if wanted in key]
+    near += [name for name, text in texts.items() if mentions.search(text)]
+    return list(dict.fromkeys(near))[:3]
 
 
 def listing() -> str:
-    """What `ncclcheck list` prints: every probe, fault and cause with its title."""
+    """What `ncclcheck list` prints: every probe and fault with its title, and the causes by group."""
     tables = []
-    for kind in registry.KINDS:
+    for kind in ("probes", "faults"):
         rows = [(_shown(kind, name), registry.describe(kind, name).title) for name in registry.names(kind)]
         if rows:
-            tables.append(tabulate(rows, ("cause" if kind == "rules" else kind.removesuffix("s"), "title"), tablefmt="simple"))
-    return "\n\n".join(tables)
+            tables.append(tabulate(rows, (kind.removesuffix("s"), "title"), tablefmt="simple"))
+    groups: dict[str, list[str]] = {}
+    for slug, cause in CAUSES.items():
+        groups.setdefault(cause.group, []).append(slug)
+    lines = [f"  {group}\n{_fill(', '.join(sorted(slugs)), '    ')}" for group, slugs in groups.items()]
+    return "\n\n".join([*tables, "\n".join(["causes (`ncclcheck explain CAUSE` says what one means, how it shows and what to do)", *lines])])
+
+
+def _cause(slug: str, cause: Cause) -> str:
+    told = (("What it means", cause.meaning), ("How it shows", cause.shows_as), ("What to do", cause.remedy))
+    return "\n\n".join([f"cause {slug} ({cause.group})", *(f"{title}\n{_fill(text, '    ')}" for title, text in told)])
 
 
 def _plugins() -> Iterator[tuple[str, str]]:
@@ -137,6 +174,13 @@ def _plugins() -> Iterator[tuple[str, str]]:
 def _shown(kind: str, name: str) -> str:
     """As it is typed and printed: a rule is known by its cause."""
     return name.replace("_", "-") if kind == "rules" else name
+
+
+def _fill(text: str, indent: str = "") -> str:
+    """Wrapped, but for what stands in backquotes: a command is copied, so it stays on one line."""
+    whole = re.sub(r"`[^`]*`", lambda command: command[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
+    lines = textwrap.fill(whole, WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)
+    return lines.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def _key(word: str) -> str:

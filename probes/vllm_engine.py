@@ -44,6 +44,7 @@ from ncclcheck.model import Fact
 from ncclcheck.probe import Rank
 
 TIMEOUT = 300.0
+TIMEOUT_WITH_MODEL = 3600.0  # a large one is read from disk for a long time; --deadline bounds it too
 MIN_RANKS = 1
 DEFAULT = True
 ORDER = 90

@@ -132,7 +132,7 @@ SCENES: dict[str, Scene] = {
         (Agent("b", f"--nnodes 2 --node-rank 1 {M}", Said("port-in-use", [ADDRESS_0], None, ("HTTP/1.1 400",))),), script=GARBAGE
     ),
     "a program that closes every connection has the port": Scene(
-        (Agent("b", f"--nnodes 2 --node-rank 1 {M}", Said("port-in-use", [ADDRESS_0], None, ("closes them",))),), script=CLOSING
+        (Agent("b", f"--nnodes 2 --node-rank 1 {M}", Said("port-in-use", [ADDRESS_0], None, ("accepts connections and",))),), script=CLOSING
     ),
     "two nodes are number 1 of 3": Scene(
         (
@@ -198,7 +198,7 @@ SCENES: dict[str, Scene] = {
             Agent("a", f"--nnodes 2 --node-rank 0 {M} --token one --roll-call-timeout 30s", None),
             Agent("b", f"--nnodes 2 --node-rank 1 {M} --token one --roll-call-timeout 30s", None),
         ),
-        seconds=5,
+        seconds=2,
     ),
     "nobody has a number and the master has a name": Scene(
         (Agent("a", "--nnodes 2 --master the-master:PORT", None), Agent("b", "--nnodes 2 --master the-master:PORT", None)), seconds=30

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import pytest
 
 from ncclcheck import registry, terms
+from ncclcheck.causes import CAUSES
 
 WORDS = """
 rank, local_rank, node_rank, world_size, node, host, agent, worker, rendezvous, store, process group, collective, step, seq,
 journal, run directory, algbw, busbw, wire rate, victim, culprit, bystander, straggler, evidence, fact, finding, cause, symptom,
-verdict, remedy, TTFT, TPOT, NCCL, Gloo, NVLink, TP, PP
+verdict, remedy, TTFT, TPOT, NCCL, Gloo, NVLink, TP, PP, master, roll call, run token, network namespace
 """
 
 
@@ -40,7 +42,18 @@ def test_an_unknown_word_is_none_and_a_mistyped_one_gets_suggestions():
     assert terms.explain("busbwe") is None
     assert terms.suggest("busbwe")[0] == "busbw"
     assert terms.suggest("worldsize")[0] == "world_size"
+    assert terms.suggest("data-corupted")[0] == "data-corruption"
     assert terms.suggest("xyzzy-plugh") == []
+
+
+def test_a_word_that_is_no_name_leads_to_the_names_that_contain_or_mention_it():
+    assert set(terms.suggest("oom")) == {"host-oom-killed", "rank-died-oom"}
+    assert "blocked-port" in terms.suggest("Firewall")
+
+
+def test_suggestions_can_be_explained():
+    for word in ("oom", "firewall", "busbwe", "rank", "wirng", "ECC", "timeout"):
+        assert all(terms.explain(name) for name in terms.suggest(word))
 
 
 @pytest.fixture
@@ -65,24 +78,47 @@ def test_a_name_that_several_things_have_is_explained_for_each():
 
 
 @pytest.mark.usefixtures("plugins")
-def test_a_cause_is_explained_by_its_rule_in_either_spelling():
-    assert terms.explain("rank-killed") == terms.explain("rank_killed") == "rule rank-killed: A rank was killed.\n\nMeaning: SIGKILL."
+def test_a_cause_is_explained_before_the_rule_that_finds_it_in_either_spelling():
+    text = terms.explain("rank-killed") or ""
+    assert terms.explain("rank_killed") == text
+    positions = [text.index(part) for part in ("cause rank-killed (", "What to do\n", "rule rank-killed: A rank was killed.\n\nMeaning: SIGKILL.")]
+    assert positions == sorted(positions)
     assert terms.suggest("rank-kiled")[0] == "rank-killed"
 
 
+@pytest.mark.parametrize("slug", list(CAUSES))
+def test_every_cause_is_explained_in_full_and_its_commands_stay_on_one_line(slug):
+    text = terms.explain(slug) or ""
+    words = " ".join(text.split())
+    cause = CAUSES[slug]
+    assert all(" ".join(part.split()) in words for part in (slug, cause.group, cause.meaning, cause.shows_as, cause.remedy))
+    assert all(command in text for command in re.findall("`[^`]+`", cause.remedy))
+
+
+def test_a_drawing_comes_with_the_way_to_read_it():
+    text = terms.explain("rank-stuck-in-python") or ""
+    assert text.index("\nBlames\n") < text.index("\nSpares\n") < text.index("How to read the drawings")
+    assert "How to read" not in (terms.explain("data-corruption") or "")
+
+
 @pytest.mark.usefixtures("plugins")
-def test_the_listing_shows_every_plugin_with_its_title_under_its_kind():
+def test_the_listing_shows_probes_and_faults_with_their_titles():
     probes, faults, causes = terms.listing().split("\n\n")
     assert probes.startswith("probe") and "Does a hang get noticed?" in probes
     assert faults.startswith("fault") and "Sleep for ever." in faults
-    assert causes.startswith("cause") and "rank-killed" in causes and "SIGKILL" not in causes
+    assert causes.startswith("causes")
 
 
-def test_the_listing_names_every_plugin_there_is():
-    listed = {line.split()[0].replace("-", "_") for line in terms.listing().splitlines() if line}
-    assert {name for kind in registry.KINDS for name in registry.names(kind)} <= listed
+def test_the_listing_names_every_plugin_and_every_cause_in_its_group():
+    tables, _, causes = terms.listing().partition("\n\ncauses")
+    listed = {line.split()[0] for line in tables.splitlines() if line}
+    assert {name for kind in ("probes", "faults") for name in registry.names(kind)} <= listed
+    groups = re.findall(r"^  (\S.*)\n((?:    .*\n?)+)", causes, re.M)
+    assert {(slug, group) for group, slugs in groups for slug in slugs.replace(",", " ").split()} == {(slug, CAUSES[slug].group) for slug in CAUSES}
 
 
-def test_explaining_and_listing_never_import_torch():
-    script = "import sys; from ncclcheck import terms; terms.listing(); terms.explain('rank'); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script], timeout=30).returncode == 0
+@pytest.mark.parametrize("arguments", [["explain", "data-corruption"], ["explain", "bandwidth"], ["list"]])
+def test_explaining_and_listing_never_import_torch(arguments):
+    script = f"import sys; from ncclcheck.cli import main; main({arguments!r}, standalone_mode=False); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], timeout=30, capture_output=True, check=False)
+    assert done.returncode == 0 and done.stdout.strip() and not done.stderr

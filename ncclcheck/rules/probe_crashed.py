@@ -36,7 +36,7 @@ def check(run: Run) -> list[Finding]:
                 Culprit(hosts=list(dict.fromkeys(fact.host for fact in own if fact.host))),
                 0.8,
                 reading.quote(*[*(fact for fact in run.of("traceback") if fact.rank == first.rank), first][:2]),
-                f"read the traceback on {first.host or 'its host'} (in the run directory) and mend what it names: alike on all, so probably the installation",
+                f"read the traceback on {first.host or 'its host'} (in the run directory); alike on all ranks, it is probably the installation",
             )
         )
     return result + [
