@@ -40,44 +40,60 @@ class Seconds(click.ParamType):  # type: ignore[type-arg]
 def main() -> None:
     """Find the rank, host, link or setting that breaks distributed PyTorch, NCCL or vLLM.
 
+    (A rank is one process of a distributed job, usually with one GPU; a node is one machine.)
+
     \b
     On each node of a cluster, before a launch:
-        ncclcheck probe --nnodes 2 --node-rank 0 --master 10.0.0.1     # and --node-rank 1 on the other
-    On one machine, to see what it does (two nodes are emulated):
+        ncclcheck probe --nnodes 2 --node-rank 0 --master 10.0.0.1      # on node 0, whose address that is
+        ncclcheck probe --nnodes 2 --node-rank 1 --master 10.0.0.1      # on the other, within a minute
+    On one machine without a GPU, to see what it does (it makes two nodes itself):
         ncclcheck probe
-    To learn a word, a probe or a cause:
+    To understand a word, a probe or the cause that a verdict names:
         ncclcheck explain busbw
+        ncclcheck explain rank-killed
     """
 
 
 @main.command()
 @click.argument("names", nargs=-1, metavar="[PROBE]...")
-@click.option("--skip", multiple=True, metavar="PROBE", help="Leave a probe out (repeatable); the verdict then says that it was not asked.")
-@click.option("--nnodes", type=click.IntRange(1), help="How many nodes take part. Found in Slurm's, torchrun's, Kubernetes' and MPI's variables.")
-@click.option("--node-rank", type=click.IntRange(0), help="This node's number. May be left out: the node that has the master address is 0.")
-@click.option("--master", metavar="ADDR[:PORT]", help="Where node 0 listens (default port 29600); the same on every node.")
-@click.option("--nproc-per-node", type=click.IntRange(1), help="Ranks on each node (default: its GPUs, or 1 without any).")
+@click.option("--skip", multiple=True, metavar="PROBE", help="Leave a probe out (repeatable). The verdict says so.")
+@click.option("--nnodes", type=click.IntRange(1), metavar="N", help="How many nodes take part. Under a scheduler or torchrun it is known.")
+@click.option("--node-rank", type=click.IntRange(0), metavar="N", help="This node's number, from 0. Without it, --master's owner is 0.")
+@click.option("--master", metavar="ADDR[:PORT]", help="Address of node 0 (default port 29600); the same on every node.")
+@click.option("--nproc-per-node", type=click.IntRange(1), metavar="N", help="Ranks on each node. Default: one for each GPU, or 1 without any.")
 @click.option("--hosts", metavar="A,B,C", help="The hosts that should take part, node 0 first, so that a missing one can be named.")
-@click.option("--emulate", metavar="NODESxRANKS", help="Make that many nodes here, each a network namespace, e.g. 2x1. Nothing is left behind.")
-@click.option("--token", envvar="NCCLCHECK_TOKEN", metavar="SECRET", help="Only agents with the same token take part (or set NCCLCHECK_TOKEN).")
-@click.option("--roll-call-timeout", type=Seconds(), default="60s", show_default=True, help="How long the nodes wait for each other.")
-@click.option("--deadline", type=Seconds(), default="15m", show_default=True, help="For the whole run, after which it is ended and judged.")
-@click.option("--budget", type=Seconds(), default="6s", show_default=True, help="For the bandwidth sweep: it ends at the largest size that fits.")
-@click.option("--max-bytes", type=Size(), help="Largest message of the bandwidth sweep, e.g. 1GiB.")
-@click.option("--model", metavar="PATH", help="A local model for vllm_engine, instead of the tiny one that it writes.")
-@click.option("--inject", metavar="FAULT@rank=N,after=STEPS", help="Plant a fault to see it found, e.g. hang@rank=1,after=20.")
-@click.option("--force", is_flag=True, help="Run although other processes hold the GPUs.")
-@click.option("--run-dir", default="ncclcheck-runs", show_default=True, metavar="DIR", help="Where this node's records go.")
+@click.option("--emulate", metavar="NODESxRANKS", help="Make nodes on this machine, e.g. 2x1: two with one rank each, in network namespaces.")
+@click.option(
+    "--token", envvar="NCCLCHECK_TOKEN", metavar="SECRET", help="A secret that keeps others out, the same on every node. Better set NCCLCHECK_TOKEN."
+)
+@click.option("--roll-call-timeout", type=Seconds(), default="60s", show_default=True, help="How long the nodes wait for each other at the start.")
+@click.option("--deadline", type=Seconds(), default="15m", show_default=True, help="For the whole run; then it is ended and judged.")
+@click.option("--budget", type=Seconds(), help="For the probe bandwidth, whose sizes grow until this is used up.  [default: 8s on GPUs, 4s on CPUs]")
+@click.option("--max-bytes", type=Size(), help="Largest message of the probe bandwidth, e.g. 1GiB.")
+@click.option("--model", metavar="PATH", help="A model on this disk for the probe vllm_engine, instead of the tiny one that it makes.")
+@click.option("--inject", metavar="FAULT@rank=N,after=STEPS", help="Break one rank on purpose, to see it found: hang@rank=1,after=20.")
+@click.option("--force", is_flag=True, help="Run although other processes hold the GPUs; it may disturb them.")
+@click.option("--run-dir", default="ncclcheck-runs", show_default=True, metavar="DIR", help="Folder for this node's logs, stacks and journals.")
 @click.option("--format", "form", default="text", show_default=True, metavar="FORMAT", help="text, json, junit or prometheus.")
 @click.option("--output", metavar="FILE", help="Write the result there instead of to standard output.")
-@click.option("--allow-degraded", is_flag=True, help="Exit with 0 also where everything works, but slower than it should.")
+@click.option("--allow-degraded", is_flag=True, help="Exit with 0 also where everything works but is slower than it should be.")
 def probe(names: tuple[str, ...], **given: Any) -> None:
-    """Check this cluster: run on every node, get one verdict.
+    """Check this cluster: start it on every node; each prints the same verdict.
+
+    A probe is one check. Without PROBE the default ones run (`ncclcheck list` says which). Under torchrun, srun, mpirun
+    or a Kubernetes job the nodes find each other without options; on a machine with no GPU and no scheduler it makes
+    two nodes of its own (--emulate 2x1). Nothing is left running, and no setting is changed.
 
     \b
-    Without PROBE the default suite runs (`ncclcheck list` shows it). Started inside torchrun, srun, mpirun or a
-    Kubernetes job the nodes find each other; on a machine with no GPU and no scheduler two nodes are emulated.
-    Exit code: 0 ready, 1 not ready, 2 wrong usage, 3 not proven, 130 or 143 interrupted.
+    Examples:
+        srun -N 2 --ntasks-per-node 1 ncclcheck probe                   # Slurm: no options needed
+        ncclcheck probe wiring bandwidth --max-bytes 1GiB --budget 60s  # two probes only, larger messages
+        ncclcheck probe --format junit --output result.xml              # for a CI system
+        ncclcheck probe bandwidth --inject kill@rank=1,after=20         # see what a killed rank looks like
+
+    \b
+    Exit code: 0 ready; 1 not ready, or slower than it should be; 2 wrong usage; 3 not proven either way;
+    130 or 143 interrupted.
     """
     from ncclcheck import session
 
@@ -91,18 +107,27 @@ def probe(names: tuple[str, ...], **given: Any) -> None:
 
 @main.command("list")
 def list_() -> None:
-    """The probes, faults and causes that this release knows."""
+    """List the probes, faults and causes."""
     from ncclcheck import terms
 
     click.echo(terms.listing())
 
 
 @main.command()
-@click.argument("word")
-def explain(word: str) -> None:
-    """What a word, a probe, a fault or a cause means, and what to do about it."""
+@click.argument("words", nargs=-1, required=True, metavar="WORD")
+def explain(words: tuple[str, ...]) -> None:
+    """Explain a word, probe, fault or cause.
+
+    \b
+    What it means, how it shows and what to do. Some to begin with:
+        ncclcheck explain rank              # the words that every page uses
+        ncclcheck explain busbw             # how bandwidth is counted
+        ncclcheck explain bandwidth         # what a probe checks and what its failure means
+        ncclcheck explain blocked-port      # a cause that a verdict named
+    """
     from ncclcheck import terms
 
+    word = " ".join(words)
     if text := terms.explain(word):
         click.echo(text)
         return

@@ -22,8 +22,8 @@ class Probe(Protocol):
     Its docstring is its documentation: a title line, then the parts "What it checks", "What a failure means" and
     "Run it alone". It may also have: `TIMEOUT` (seconds for the whole probe), `MIN_RANKS`, `DEFAULT` (part of the
     default suite), `NEEDS` (distributions that must be installed, such as ("vllm",)), `GROUP` (False: the probe makes
-    its own process group), `TIMEOUT_WITH_MODEL` (in place of TIMEOUT where --model is given), `INJECT` (the fault to plant in it; the probe passes when the fault is found and blamed)
-   .
+    its own process group), `TIMEOUT_WITH_MODEL` (in place of TIMEOUT where --model is given), `ORDER` (its place in the
+    suite) and `INJECT` (the fault to plant in it; the probe passes when the fault is found and blamed).
     """
 
     TIMEOUT: float

@@ -72,7 +72,7 @@ def _options(names: Sequence[str], given: Mapping[str, Any]) -> Options:
     if given["model"] and not os.access(Path(given["model"]) / "config.json", os.R_OK):
         raise Usage(f"--model {given['model']}: no readable config.json there")
     model = {"model": str(Path(given["model"]).resolve())} if given["model"] else {}
-    limit = {"max_bytes": given["max_bytes"]} if given["max_bytes"] else {}
+    limits = {name: given[name] for name in ("budget", "max_bytes") if given[name]}
     return Options(
         probes=asked,
         not_asked=[name for name in suite() if name not in asked],
@@ -80,7 +80,7 @@ def _options(names: Sequence[str], given: Mapping[str, Any]) -> Options:
         deadline=given["deadline"],
         force=given["force"],
         inject=given["inject"],
-        probe_options={"budget": given["budget"], **model, **limit},
+        probe_options={**model, **limits},
     )
 
 

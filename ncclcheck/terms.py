@@ -59,8 +59,7 @@ TERMS: Mapping[str, str] = {
     "hang": "The job makes no progress and nothing fails: at least one rank waits for something that will not come.",
     "straggler": "A rank that takes part in everything but arrives late. A collective is as fast as its slowest rank.",
     # what they leave behind
-    "run directory": "The folder that holds what one run left behind: journals, logs and stacks, one folder per node below it. `ncclcheck triage` "
-    "reads it.",
+    "run directory": "The folder that holds what one run left behind: journals, logs and stacks, one folder per node below it.",
     "journal": "A rank's record of itself: a line per step, and a slot in shared memory that survives even if the rank is killed.",
     "flight recorder": "PyTorch's own list of each rank's last collectives. It can be dumped to a file when the job hangs.",
     "watchdog": "The thread in PyTorch that ends a rank whose collective took longer than the time-out (10 minutes by default). The ranks it names "
@@ -151,9 +150,10 @@ def listing() -> str:
     """What `ncclcheck list` prints: every probe and fault with its title, and the causes by group."""
     tables = []
     for kind in ("probes", "faults"):
-        rows = [(_shown(kind, name), registry.describe(kind, name).title) for name in registry.names(kind)]
-        if rows:
-            tables.append(tabulate(rows, (kind.removesuffix("s"), "title"), tablefmt="simple"))
+        plugins = [registry.describe(kind, name) for name in registry.names(kind)]
+        optional = {plugin.name for plugin in plugins if kind == "probes" and not plugin.get("DEFAULT")}
+        rows = [(plugin.name, plugin.title + " (runs only when named)" * (plugin.name in optional)) for plugin in plugins]
+        tables.append(tabulate(rows, (kind.removesuffix("s"), "title"), tablefmt="simple"))
     groups: dict[str, list[str]] = {}
     for slug, cause in CAUSES.items():
         groups.setdefault(cause.group, []).append(slug)

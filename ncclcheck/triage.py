@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ncclcheck import registry
+from ncclcheck.causes import CAUSES
 from ncclcheck.model import Culprit, Evidence, Finding, Outcome, ProbeResult, Run, Status, Verdict
 
 UNDECIDED = frozenset({"agent-lost", "insufficient-evidence", "permission-denied", "probe-crashed"})
@@ -28,9 +29,9 @@ def reported(run: Run) -> list[Finding]:
         evidence = [fact.source] if fact.source else []
         same = next((other for other in result if (other.cause, other.title) == (fact.get("cause"), fact.get("title"))), None)
         if same is None:
-            result.append(
-                Finding(fact.get("cause"), fact.get("title"), culprit, float(fact.get("confidence", 0.95)), evidence, fact.get("remedy", ""))
-            )
+            cause = str(fact.get("cause"))
+            remedy = fact.get("remedy") or (CAUSES[cause].remedy if cause in CAUSES else "")
+            result.append(Finding(cause, str(fact.get("title")), culprit, float(fact.get("confidence", 0.95)), evidence, remedy))
     return result
 
 

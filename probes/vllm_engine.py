@@ -1,4 +1,4 @@
-"""vLLM engine: a real engine over all ranks gives the right tokens, and its traffic uses the network.
+"""Run a real vLLM engine over all ranks: are its tokens right, and did they use the network?
 
 What it checks
     Every rank starts vLLM with tensor parallelism over the whole job (executor "external_launcher"), on a tiny model

@@ -28,7 +28,9 @@ def until(condition: Callable[[], T], seconds: float, what: str) -> T:
 class Job:
     """One `ncclcheck` process with its output in files under `folder`."""
 
-    def __init__(self, folder: Path, *words: str, command: tuple[str, ...] = (sys.executable, "-m", "ncclcheck"), env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, *words: str, command: tuple[str, ...] = (sys.executable, "-m", "ncclcheck"), env: Mapping[str, str] | None = None
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._out, self._err = folder / "out", folder / "err"

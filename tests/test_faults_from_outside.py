@@ -28,7 +28,9 @@ def job(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Job]:
 
 @pytest.mark.parametrize("number", CAUSES, ids=lambda number: number.name)
 @pytest.mark.parametrize("job", MIDDLES, indirect=True)
-def test_a_rank_hit_in_the_middle_of_a_probe_is_named_within_10_s_and_nothing_is_left(job: Job, number: signal.Signals, request: pytest.FixtureRequest) -> None:
+def test_a_rank_hit_in_the_middle_of_a_probe_is_named_within_10_s_and_nothing_is_left(
+    job: Job, number: signal.Signals, request: pytest.FixtureRequest
+) -> None:
     probe = request.node.callspec.params["job"]
     until(lambda: job.announced(1, MIDDLES[probe]), 120, f"{probe} at work")
     os.kill(job.ranks()[1], number)

@@ -136,7 +136,9 @@ SCENES: dict[str, Scene] = {
     ),
     "two nodes are number 1 of 3": Scene(
         (
-            *both(f"--nnodes 3 --node-rank 1 {M}", f"--nnodes 3 --node-rank 1 {M}", Said("duplicate-rank", ["node-a", "node-b"], None, ("node_rank 1",))),
+            *both(
+                f"--nnodes 3 --node-rank 1 {M}", f"--nnodes 3 --node-rank 1 {M}", Said("duplicate-rank", ["node-a", "node-b"], None, ("node_rank 1",))
+            ),
             Agent("a", f"--nnodes 3 --node-rank 0 {M}", Said("duplicate-rank", ["node-a", "node-b"], None, ("node_rank 1",))),
         ),
         seconds=20,

@@ -65,8 +65,13 @@ def test_random_ranks_killed_and_stopped_at_random_moments_are_always_named(tmp_
             job.kill()
     head = ["probe", "fault", "victim", "seconds to exit", "cause", "culprit", "right", "clean"]
     seconds = [float(row[3]) for row in rows]
-    summary = f"{len(rows)} faults: {sum(row[6] for row in rows)} right, {sum(row[7] for row in rows)} clean; median {statistics.median(seconds):.1f} s"
-    keep("Random kills and stops, 2x2", f"{summary}, most {max(seconds):.1f} s from the signal to the exit (seed {SEED}).\n\n{tabulate(rows, head, 'github')}")
+    summary = (
+        f"{len(rows)} faults: {sum(row[6] for row in rows)} right, {sum(row[7] for row in rows)} clean; median {statistics.median(seconds):.1f} s"
+    )
+    keep(
+        "Random kills and stops, 2x2",
+        f"{summary}, most {max(seconds):.1f} s from the signal to the exit (seed {SEED}).\n\n{tabulate(rows, head, 'github')}",
+    )
     assert all(row[6] and row[7] for row in rows), tabulate(rows, head)
 
 

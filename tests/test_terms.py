@@ -60,12 +60,13 @@ def test_suggestions_can_be_explained():
 def plugins(tmp_path, monkeypatch):
     """A registry with a probe, a fault and a rule of known content."""
     for kind, name, doc in (
+        ("probes", "always", "Does it always run?"),
         ("probes", "hang", "Does a hang get noticed?\n\nWhat it checks: everything."),
         ("faults", "hang", "Sleep for ever."),
         ("rules", "rank_killed", "A rank was killed.\n\nMeaning: SIGKILL."),
     ):
-        (tmp_path / kind).mkdir()
-        (tmp_path / kind / f"{name}.py").write_text(f'"""{doc}"""\nraise SystemExit("imported")\n')
+        (tmp_path / kind).mkdir(exist_ok=True)
+        (tmp_path / kind / f"{name}.py").write_text(f'"""{doc}"""\nDEFAULT = {name == "always"}\nraise SystemExit("imported")\n')
     monkeypatch.setattr(registry, "_folder", lambda kind: tmp_path / kind)
 
 
@@ -104,7 +105,7 @@ def test_a_drawing_comes_with_the_way_to_read_it():
 @pytest.mark.usefixtures("plugins")
 def test_the_listing_shows_probes_and_faults_with_their_titles():
     probes, faults, causes = terms.listing().split("\n\n")
-    assert probes.startswith("probe") and "Does a hang get noticed?" in probes
+    assert probes.startswith("probe") and "Does it always run?\n" in probes and probes.endswith("Does a hang get noticed? (runs only when named)")
     assert faults.startswith("fault") and "Sleep for ever." in faults
     assert causes.startswith("causes")
 

@@ -1,6 +1,6 @@
 """What announcing an operation costs: 8-byte Gloo all-reduces with and without the rank's slot, in turn, in one run.
 
-    torchrun --standalone --nproc-per-node 2 tests/bench/announcements.py
+torchrun --standalone --nproc-per-node 2 tests/bench/announcements.py
 """
 
 from __future__ import annotations
