@@ -29,9 +29,8 @@ def reported(run: Run) -> list[Finding]:
         evidence = [fact.source] if fact.source else []
         same = next((other for other in result if (other.cause, other.title) == (fact.get("cause"), fact.get("title"))), None)
         if same is None:
-            cause = str(fact.get("cause"))
-            remedy = fact.get("remedy") or (CAUSES[cause].remedy if cause in CAUSES else "")
-            result.append(Finding(cause, str(fact.get("title")), culprit, float(fact.get("confidence", 0.95)), evidence, remedy))
+            remedy = fact.get("remedy") or CAUSES[fact.get("cause")].remedy
+            result.append(Finding(fact.get("cause"), fact.get("title"), culprit, float(fact.get("confidence", 0.95)), evidence, remedy))
     return result
 
 
