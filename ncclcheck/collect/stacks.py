@@ -15,6 +15,7 @@ from ncclcheck.model import Evidence, Fact
 
 BOUND = 3.0  # seconds each way of asking may take
 _ANSWER = 1.0  # seconds in which a process that can answer has answered
+_WAITING = re.compile(r"\b(threading|selectors|socket|queue)\.py")  # the standard library's waiting: who called it is what matters
 _FRAME = re.compile(r'  File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<name>\S+)')
 
 
@@ -75,30 +76,29 @@ async def _py_spy(rank: int, pid: int, folder: Path) -> Fact:
 
 
 def _fact(rank: int, pid: int, text: str, source: str, file: str, first_line: int) -> Fact:
-    frames, quoted = main_thread(text)
-    line = next((index for index, row in enumerate(text.split("\n")) if row == quoted), 0)
-    return Fact("stack", rank=rank, pid=pid, fields={"frames": frames, "by": source}, source=Evidence(file, first_line + line, quoted.strip()))
+    frames = main_thread(text)
+    own = next((found for found in frames if not _WAITING.search(found[0])), frames[0] if frames else ("", 0))
+    quote = Evidence(file, first_line + own[1], text.split("\n")[own[1]].strip())
+    return Fact("stack", rank=rank, pid=pid, fields={"frames": [frame for frame, _ in frames], "own": own[0], "by": source}, source=quote)
 
 
-def main_thread(text: str) -> tuple[list[str], str]:
-    """The main thread's frames ("name (file:line)", innermost first) of a faulthandler or py-spy dump, and its first line."""
+def main_thread(text: str) -> list[tuple[str, int]]:
+    """The main thread's frames in a faulthandler or py-spy dump, innermost first: `name (file:line)`, and the line it stands at (from 0)."""
     lines = text.split("\n")
-    starts = [i for i, line in enumerate(lines) if line.startswith(("Thread 0x", "Current thread 0x", "Thread "))]
+    starts = [i for i, line in enumerate(lines) if line.startswith(("Thread ", "Current thread "))]
     if text.startswith(("Thread 0x", "Current thread 0x")):
         start = starts[-1]  # faulthandler prints the main thread, the oldest, last
     else:
         start = next((i for i in starts if "MainThread" in lines[i]), starts[0] if starts else 0)
-    frames: list[str] = []
-    quoted = ""
-    for line in lines[start + 1 :]:
+    frames: list[tuple[str, int]] = []
+    for index, line in enumerate(lines[start + 1 :], start + 1):
         if line.startswith(("Thread ", "Current thread ")):
             break
         match = _FRAME.match(line)
         frame = f"{match['name']} ({_short(match['file'])}:{match['line']})" if match else line.strip()
         if frame:
-            frames.append(frame)
-            quoted = quoted or line
-    return frames, quoted
+            frames.append((frame, index))
+    return frames
 
 
 def _short(path: str) -> str:

@@ -53,8 +53,7 @@ def check(run: Run) -> list[Finding]:
     result = []
     for rank in stuck:
         stack = stacks.get(rank)
-        frames = stack.get("frames", []) if stack else []
-        spot = f" in {_own(frames)}" if frames else ""
+        spot = f" in {stack.get('own')}" if stack and stack.get("own") else ""
         result.append(
             Finding(
                 "rank-stuck-in-python",
@@ -76,10 +75,3 @@ def check(run: Run) -> list[Finding]:
 def _communicates(frames: list[str]) -> bool:
     """Whether the innermost frames are torch's: a collective, or a wait for the GPU."""
     return any("distributed_c10d" in frame or "torch/cuda/" in frame or "cuda/streams" in frame for frame in frames[:3])
-
-
-def _own(frames: list[str]) -> str:
-    """The innermost frame that is not the standard library's waiting."""
-    return next(
-        (frame for frame in frames if not any(part in frame for part in ("threading.py", "selectors.py", "socket.py", "queue.py"))), frames[0]
-    )
