@@ -19,8 +19,9 @@ from ncclcheck import __version__, triage, wire
 from ncclcheck.agent import Agent, NodeLost
 from ncclcheck.cluster import Cluster
 from ncclcheck.collect import host, master
-from ncclcheck.coordinator import Coordinator, Options
+from ncclcheck.coordinator import Coordinator
 from ncclcheck.model import Fact, ProbeResult, Report, Run, Status
+from ncclcheck.options import Options
 from ncclcheck.rollcall import task_fields
 
 DEFAULT_TOKEN = "ncclcheck"  # public: without --token, whoever reaches the port can take part

@@ -15,9 +15,9 @@ from typing import Any, TextIO, cast
 from ncclcheck import cluster as clusters
 from ncclcheck import emulate, fault, node, registry, report
 from ncclcheck.collect import host
-from ncclcheck.coordinator import Options
 from ncclcheck.live import Live
 from ncclcheck.model import EXIT_CODES, Outcome, Report
+from ncclcheck.options import Options
 
 FULL_REPORT_NODES = 8  # above this many nodes only node 0 prints the whole report
 

@@ -1,0 +1,158 @@
+"""The agents as node 0 hears them: who is there, who fell silent, what each answered to an order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from ncclcheck import wire
+from ncclcheck.model import Evidence, Fact
+from ncclcheck.rollcall import Roll
+from ncclcheck.watch import View
+
+ACK_BOUND = 5.0  # seconds in which every node must have acknowledged the verdict
+TURN = 0.1  # seconds after which a condition is looked at again, whatever was heard
+
+
+class AgentLost(Exception):
+    """An agent said goodbye or fell silent; args: its node number, the reason."""
+
+
+class Members:
+    """Everybody who said hello; after `settle`, those who take part."""
+
+    def __init__(self, server: wire.Server, roll: Roll) -> None:
+        self._server = server
+        self._roll = roll
+        self._numbers: dict[bytes, int] = {}  # who takes part now
+        self._settled: dict[bytes, int] = {}  # who did at the roll call
+        self._heard: dict[bytes, float] = {}
+        self._left: dict[bytes, str] = {}  # who said goodbye, and why
+        self._answers: dict[tuple[type, str], dict[bytes, list[Fact]]] = {}
+        self._acks: set[bytes] = set()
+        self._news = asyncio.Event()
+        self._run_id = ""
+        self._tasks: list[asyncio.Task[None]] = []
+        self.view: View | None = None  # the launch whose progress is taken in
+
+    def open(self) -> None:
+        """Begin to listen."""
+        self._tasks = [asyncio.create_task(work) for work in (self._listen(), self._beat(), self._server.watch())]
+
+    def close(self) -> None:
+        """Listen no more."""
+        for task in self._tasks:
+            task.cancel()
+
+    @property
+    def settled(self) -> bool:
+        """Whether the roll call was completed."""
+        return bool(self._run_id)
+
+    def settle(self, run_id: str) -> None:
+        """The roll is complete: everybody gets a number and the run's id, and counts from now on."""
+        self._run_id, self._numbers = run_id, self._roll.numbers()
+        self._settled = dict(self._numbers)
+        for peer, number in self._numbers.items():
+            self._server.send(peer, wire.Welcome(run_id, number))
+
+    def hellos(self) -> dict[int, wire.Hello]:
+        """Number -> what that agent said of itself; before `settle` the numbers are provisional."""
+        numbers = self._settled if self.settled else {peer: index for index, peer in enumerate(self._roll.hellos)}
+        return {number: self._roll.hellos[peer] for peer, number in numbers.items()}
+
+    def drop_silent(self, seconds: float) -> None:
+        """Strike from the roll who has said nothing for so long."""
+        now = time.monotonic()
+        for peer in [peer for peer in self._roll.hellos if now - self._heard[peer] > seconds]:
+            self._roll.drop(peer)
+
+    def drop(self, number: int) -> None:
+        """A lost agent takes part no more."""
+        self._numbers = {peer: known for peer, known in self._numbers.items() if known != number}
+
+    def tell(self, message: wire.Message) -> None:
+        """Send to everybody who takes part; before `settle`, to everybody who said hello."""
+        for peer in self._numbers or self._roll.hellos:
+            self._server.send(peer, message)
+
+    async def until(self, predicate: Callable[[], object], seconds: float) -> bool:
+        """Wait until something holds; False after `seconds`. Raises AgentLost when a node that takes part is gone."""
+        end = time.monotonic() + seconds
+        while not predicate():
+            now = time.monotonic()
+            for task in self._tasks:
+                if task.done():
+                    task.result()  # it ends by an error only: who does not hear must not judge
+            for peer, number in self._numbers.items():
+                if peer in self._left:
+                    raise AgentLost(number, self._left[peer])
+                if now - self._heard[peer] > wire.SILENCE:
+                    raise AgentLost(number, f"silent for {wire.SILENCE:g} s")
+            if now >= end:
+                return False
+            self._news.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), min(TURN, end - now))
+        return True
+
+    async def ask(self, order: wire.Collect | wire.Stop, answer: type, seconds: float) -> list[Fact]:
+        """Send an order to every node and gather the answers; a node that gives none in time is a fact of kind "no-answer"."""
+        answers = self._answers.setdefault((answer, order.launch), {})
+        self.tell(order)
+        await self.until(lambda: len(answers) >= len(self._numbers), seconds)
+        silent = [self._roll.hellos[peer].host for peer in self._numbers if peer not in answers]
+        return [
+            *(fact for facts in answers.values() for fact in facts),
+            *(Fact("no-answer", host, fields={"order": type(order).__name__, "seconds": seconds}) for host in silent),
+        ]
+
+    async def publish(self, report: bytes) -> None:
+        """Give everybody the report and wait, bounded, until each has it."""
+        peers = list(self._numbers or self._roll.hellos)
+        self.tell(wire.Result(report))
+        with contextlib.suppress(Exception):  # the report stands, whoever is lost now
+            await self.until(lambda: self._acks.issuperset(peers), ACK_BOUND)
+
+    async def _listen(self) -> None:
+        while True:
+            peer, message = await self._server.receive()
+            self._heard[peer] = time.monotonic()
+            match message:
+                case wire.Hello() if not self.settled:
+                    self._roll.add(peer, message)
+                case wire.Hello() if peer in self._numbers:  # our welcome was lost
+                    self._server.send(peer, wire.Welcome(self._run_id, self._numbers[peer]))
+                case wire.Progress() if self.view and message.launch == self.view.launch and peer in self._numbers:
+                    self.view.update(peer, self._folder(peer), message, time.monotonic())
+                case wire.Collected() | wire.Stopped() if peer in self._numbers:
+                    facts = [_placed(fact, self._folder(peer)) for fact in message.facts]
+                    self._answers.setdefault((type(message), message.launch), {})[peer] = facts
+                case wire.Ack():
+                    self._acks.add(peer)
+                case wire.Goodbye(reason=reason):
+                    self._left[peer] = reason
+                    if not self.settled:
+                        self._roll.drop(peer)
+            self._news.set()
+
+    async def _beat(self) -> None:
+        while True:
+            self.tell(wire.Beat())
+            await asyncio.sleep(wire.BEAT)
+
+    def _folder(self, peer: bytes) -> str:
+        return folder(self._numbers[peer], self._roll.hellos[peer].host)
+
+
+def folder(number: int, host: str) -> str:
+    """A node's part of the run directory."""
+    return f"node{number}-{host}"
+
+
+def _placed(fact: Fact, place: str) -> Fact:
+    """A fact from a node, its evidence named relative to the run directory."""
+    return replace(fact, source=fact.source and Evidence(f"{place}/{fact.source.file}", fact.source.line, fact.source.text))

@@ -1,0 +1,22 @@
+"""What the user asked of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user asked for."""
+
+    probes: Sequence[str]  # in the order they are to run
+    not_asked: Sequence[str] = ()  # default probes that were left out
+    roll_call_timeout: float = 60.0
+    deadline: float = 900.0
+    force: bool = False  # run although the GPUs are in use
+    inject: str | None = None  # fault@rank=N,after=STEPS, planted in every launch that has no fault of its own
+    probe_options: Mapping[str, Any] = field(default_factory=dict)
+    emulated: str | None = None  # "2x1" on emulated nodes
+    environment: Mapping[str, str] = field(default_factory=dict)  # what emulation added to each node's environment

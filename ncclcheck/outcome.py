@@ -1,0 +1,112 @@
+"""From what a launch showed to how each probe ended, and from all of them to the report. Pure."""
+
+from __future__ import annotations
+
+import time
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from ncclcheck import __version__, registry, triage, wire
+from ncclcheck.members import folder
+from ncclcheck.model import Finding, ProbeResult, RankId, Report, Status
+from ncclcheck.options import Options
+from ncclcheck.rollcall import node_entries
+from ncclcheck.watch import Clock, View
+
+
+def groups(names: Sequence[str]) -> list[list[registry.Plugin]]:
+    """Probes that share one launch: neighbours that use the common process group and plant nothing."""
+    result: list[list[registry.Plugin]] = []
+    for plugin in (registry.describe("probes", name) for name in names):
+        alone = bool(plugin.get("INJECT")) or not plugin.get("GROUP", True)
+        if result and not alone and result[-1][0].get("GROUP", True) and not result[-1][0].get("INJECT"):
+            result[-1].append(plugin)
+        else:
+            result.append([plugin])
+    return result
+
+
+def of_probe(plugin: registry.Plugin, view: View, clock: Clock, bound: float, found: Sequence[Finding]) -> ProbeResult:
+    """How one probe of a launch ended. It passed only if every rank came to its end and none reported a failure."""
+    name = plugin.name
+    finished = view.finished.get(name, {})
+    end = max(finished.values()) if len(finished) == view.world_size else time.monotonic()
+    seconds = end - view.began[name] if name in view.began else 0.0
+    facts = [replace(fact, fields={k: v for k, v in fact.fields.items() if k != "probe"}) for fact in view.facts if fact.get("probe") == name]
+    result = ProbeResult(name, Status.PASS, "", seconds, view.samples.get(name, []), facts)
+    failed = [fact for fact in facts if fact.kind == "fail"]
+    if failed:
+        result.status, result.detail = Status.FAIL, str(failed[0].get("title", ""))
+    elif len(finished) == view.world_size:
+        pass
+    elif name not in view.began and view.current() is not None:
+        result.status, result.detail = Status.SKIP, "not run: an earlier probe of this launch did not end well"
+    elif clock in (Clock.PROBE, Clock.DEADLINE):
+        result.status, result.detail = Status.UNKNOWN, f"no end within {clock.value} of {bound:g} s"
+    else:
+        certain = any(finding.cause not in triage.UNDECIDED for finding in found)
+        result.status, result.detail = (Status.FAIL if certain else Status.UNKNOWN), f"{found[0].title if found else 'ended'} ({clock.value})"
+    return result
+
+
+def of_run(
+    options: Options,
+    *,
+    run_id: str,
+    hellos: Mapping[int, wire.Hello],
+    results: Sequence[ProbeResult],
+    findings: Sequence[Finding],
+    lacking: Sequence[Finding],
+    ranks: Mapping[int, RankId],
+    added: Mapping[str, str],
+    world_size: int,
+    seconds: float,
+) -> Report:
+    """The report. A probe that was asked for and has no result counts as unknown; without a `run_id` the roll call failed."""
+    had = {result.name for result in results}
+    why = "the run was ended before it" if run_id else "the roll call was not completed"
+    unrun = [ProbeResult(name, Status.UNKNOWN if run_id else Status.SKIP, f"not run: {why}") for name in options.probes if name not in had]
+    probes = [*results, *unrun]
+    set_by_probes = [fact.get("added", {}) for probe in probes for fact in probe.facts if fact.kind == "environment"]
+    verdict = triage.verdict(
+        triage.order(findings),
+        lacking,
+        probes,
+        emulated=bool(options.emulated),
+        not_asked=options.not_asked,
+        ranks=world_size,
+        nodes=len({hello.task["node_rank"] if hello.task else number for number, hello in hellos.items()}),
+    )
+    run: dict[str, Any] = {"ncclcheck": __version__, "not_asked": list(options.not_asked)}
+    if run_id:
+        run |= {"id": run_id, "folders": {str(number): f"{run_id}/{folder(number, hello.host)}" for number, hello in hellos.items()}}
+    return Report(
+        schema=1,
+        status=verdict.status,
+        summary=verdict.summary,
+        seconds=round(seconds, 3),
+        findings=verdict.findings,
+        emulated=bool(options.emulated),
+        environment={"added": dict(ChainMap(*set_by_probes, dict(added), dict(options.environment)))},
+        probes=probes,
+        nodes=node_entries(hellos),
+        ranks=[ranks[rank] for rank in sorted(ranks)],
+        run=run,
+    )
+
+
+def fit(report: Report) -> bytes:
+    """The report as JSON that travels: without the single iterations where it would be too large, then without all but rank 0's samples."""
+    data = msgspec.json.encode(report)
+    if len(data) > wire.MAX_MESSAGE - 1024:
+        for probe in report.probes:
+            probe.samples = [{**sample, "seconds": []} for sample in probe.samples]
+        data = msgspec.json.encode(report)
+    if len(data) > wire.MAX_MESSAGE - 1024:
+        slim = [replace(probe, samples=[s for s in probe.samples if s["rank"] == 0], facts=[]) for probe in report.probes]
+        data = msgspec.json.encode(replace(report, probes=slim))
+    return data
