@@ -144,7 +144,7 @@ class Agent:
         self._client.send(wire.Stopped(name, await self.end(name)))
 
     async def end(self, name: str) -> list[Fact]:
-        """End one launch's ranks here; its exits and left-overs. A launch is ended once."""
+        """End one launch's ranks here; what of them is left. A launch is ended once."""
         launch = self._launches.pop(name, None)
         if launch is None:
             return []
@@ -152,8 +152,7 @@ class Agent:
         watching.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await watching
-        left = await launch.end()
-        return launch.logs() + left
+        return await launch.end()
 
     async def _look(self) -> list[Fact]:
         """Collect from every launch of this node that is running."""

@@ -149,13 +149,12 @@ class Coordinator:
 
     async def _plain(self, group: Sequence[registry.Plugin]) -> None:
         view, clock, bound, run = await self._launch(group, self._options.inject)
-        found = self._judge(group, view, clock, run)
+        found = self._judge(view, clock, run)
         self._results += [outcome.of_probe(plugin, view, clock, bound, found) for plugin in group]
 
-    def _judge(self, group: Sequence[registry.Plugin], view: View, clock: Clock, run: Run) -> list[Finding]:
+    def _judge(self, view: View, clock: Clock, run: Run) -> list[Finding]:
         """The findings of a launch that did not end as it should, kept; none for one that did."""
-        complete = clock is Clock.OVER and all(len(view.finished.get(plugin.name, ())) == view.world_size for plugin in group)
-        if complete and not run.of("left-over") and not run.of("no-answer") and not run.of("gpu-unusable"):
+        if clock is Clock.OVER and view.complete and not run.of("left-over") and not run.of("no-answer") and not run.of("gpu-unusable"):
             return []
         found = triage.findings(run)
         self._findings += found
@@ -179,7 +178,7 @@ class Coordinator:
             return
         self._say(f"{plugin.name}: {best.title} (planted; found {seconds_text(named_after)} after the last progress)")
         again, clock, bound, run = await self._launch([plugin], None)
-        result = outcome.of_probe(plugin, again, clock, bound, self._judge([plugin], again, clock, run))
+        result = outcome.of_probe(plugin, again, clock, bound, self._judge(again, clock, run))
         result.facts = facts + result.facts
         result.seconds = time.monotonic() - began
         if result.status is Status.PASS:
@@ -202,7 +201,7 @@ class Coordinator:
         try:
             while True:
                 clock, bound = await self._wait(view)
-                if clock is Clock.OVER or clock is Clock.FAIL:
+                if clock is Clock.FAIL or (clock is Clock.OVER and view.complete):
                     break
                 if clock is Clock.ERROR:  # mostly a consequence: the death or stop that it follows from is noticed a moment later
                     await self._members.until(view.explained, ERROR_SETTLE)

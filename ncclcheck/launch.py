@@ -124,6 +124,8 @@ class LocalLaunch:
             else:
                 self._stopped_since.pop(slot.rank, None)
         over = self._launcher is not None and self._launcher.poll() is not None and not alive
+        if over and not self._told:
+            news += self._launcher_failure()
         return slots, lines, beats, news, over
 
     def _process(self, slot: Slot) -> processes.Process | None:
@@ -173,6 +175,19 @@ class LocalLaunch:
         interface = master.interface_to(self._order.master)
         facts = [replace(fact, fields={**fact.fields, "remedy": fact.get("remedy", "").replace("INTERFACE", interface)}) for fact in facts]
         return facts + self._exits()
+
+    def _launcher_failure(self) -> list[Fact]:
+        """A launcher that failed before every rank had announced itself: what it said last (an error's own line, if there is one)."""
+        code = self._launcher.poll() if self._launcher else None
+        if code in (None, 0) or all(self._reader.read()):
+            return []
+        self._told.add(("launcher-failed", -1))
+        lines = (self.folder / "launcher.log").read_text(errors="replace").split("\n")
+        file = f"{self.id}/launcher.log"
+        said = [fact.source for fact in traceback.read(lines, file)] or [Evidence(file, n, line) for n, line in enumerate(lines, 1) if line.strip()][
+            -1:
+        ]
+        return [Fact("launcher-failed", self._host, fields={"code": code}, source=said[0] if said else None)]
 
     def _exits(self) -> list[Fact]:
         facts: list[Fact] = []

@@ -6,10 +6,9 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 from ncclcheck import wire
-from ncclcheck.model import Evidence, Fact
+from ncclcheck.model import Fact
 from ncclcheck.rollcall import Roll
 from ncclcheck.watch import View
 
@@ -129,7 +128,7 @@ class Members:
                 case wire.Progress() if self.view and message.launch == self.view.launch and peer in self._numbers:
                     self.view.update(peer, self._folder(peer), message, time.monotonic())
                 case wire.Collected() | wire.Stopped() if peer in self._numbers:
-                    facts = [_placed(fact, self._folder(peer)) for fact in message.facts]
+                    facts = [fact.placed(self._folder(peer)) for fact in message.facts]
                     self._answers.setdefault((type(message), message.launch), {})[peer] = facts
                 case wire.Ack():
                     self._acks.add(peer)
@@ -151,8 +150,3 @@ class Members:
 def folder(number: int, host: str) -> str:
     """A node's part of the run directory."""
     return f"node{number}-{host}"
-
-
-def _placed(fact: Fact, place: str) -> Fact:
-    """A fact from a node, its evidence named relative to the run directory."""
-    return replace(fact, source=fact.source and Evidence(f"{place}/{fact.source.file}", fact.source.line, fact.source.text))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -151,6 +151,10 @@ class Fact:
     def get(self, name: str, default: Any = None) -> Any:
         """A field's value."""
         return self.fields.get(name, default)
+
+    def placed(self, folder: str) -> Fact:
+        """The same fact, its evidence named relative to one folder further up."""
+        return replace(self, source=self.source and replace(self.source, file=f"{folder}/{self.source.file}"))
 
 
 @dataclass(frozen=True, slots=True)

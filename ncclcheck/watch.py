@@ -20,12 +20,12 @@ class Clock(StrEnum):
     OVER = "every rank has left"
     DEATH = "a rank died"
     STOP = "a rank is stopped"
+    LAUNCHER = "a launcher failed"
     ERROR = "a rank raised an error"
     FAIL = "a check failed"
     STALL = "no rank made progress"
     PROBE = "the probe's deadline"
     DEADLINE = "the overall deadline"
-    LOST = "an agent was lost"
 
 
 @dataclass(slots=True)
@@ -64,7 +64,7 @@ class View:
             self.beats[rank] = value
         for line in message.lines:
             self._line(line, folder, now)
-        self.facts += message.facts
+        self.facts += [fact.placed(folder) for fact in message.facts]
         if message.ended:
             self.over.add(peer)
 
@@ -95,7 +95,13 @@ class View:
 
     def clock(self, now: float) -> tuple[Clock, float] | None:
         """What has gone wrong (or that all is over), and the bound that was used in seconds; None: go on waiting."""
-        for kind, clock in (("gone", Clock.DEATH), ("stopped", Clock.STOP), ("error", Clock.ERROR), ("fail", Clock.FAIL)):
+        for kind, clock in (
+            ("gone", Clock.DEATH),
+            ("stopped", Clock.STOP),
+            ("launcher-failed", Clock.LAUNCHER),
+            ("error", Clock.ERROR),
+            ("fail", Clock.FAIL),
+        ):
             if any(fact.kind == kind for fact in self.facts):
                 return clock, 0.0
         if len(self.over) == self.nodes:
@@ -106,6 +112,11 @@ class View:
         if now - self.progress > bound:
             return Clock.STALL, bound
         return None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every rank came to the end of every probe."""
+        return all(len(self.finished.get(probe, ())) == self.world_size for probe in self.timeouts)
 
     def explained(self) -> bool:
         """Whether a rank is known to be dead or stopped, or every rank has raised an error."""

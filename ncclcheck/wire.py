@@ -111,7 +111,7 @@ class Stop(Message, frozen=True):
 
 
 class Stopped(Message, frozen=True):
-    """It is ended; facts of kind "exit" and "left-over" say how, and what could not be ended."""
+    """It is ended; facts of kind "left-over" say what could not be."""
 
     launch: str
     facts: list[Fact]

@@ -95,7 +95,9 @@ class TwoHosts:
         """Run `ncclcheck WORDS...` on a host, in a folder of its own."""
         mark, _, value = self.mark.partition("=")
         plain = {"CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": host.interface, mark: value}
-        job = Job(self._folder / f"{next(self._numbers)}-{host.name}", *words, command=(*host.enter, *PYTHON), env={**plain, **(env or {})})
+        folder = self._folder / f"{next(self._numbers)}-{host.name}"
+        there = ("env", f"--chdir={folder}")  # entering a mount namespace leads to its root
+        job = Job(folder, *words, command=(*host.enter, *there, *PYTHON), env={**plain, **(env or {})})
         self._jobs.append(job)
         return job
 

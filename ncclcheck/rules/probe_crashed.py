@@ -9,6 +9,11 @@ Blames
     fact agent-failed @ b type=TypeError message=x traceback=crash-b-7.txt
     => b
 
+Blames
+    rank 0 @ a: init...
+    fact launcher-failed @ b code=1
+    => b
+
 Spares
     rank 0 @ a: init, all_reduce...
     rank 1 @ b: init | error KeyError: 'labels'
@@ -19,11 +24,11 @@ import errno
 from ncclcheck.model import Culprit, Finding, Run
 from ncclcheck.rules import _reading as reading
 
-EXPLAINS = ("rank_died_exception", "rank_exited_early", "peer_reset")
+EXPLAINS = ("missing_rank_at_rendezvous", "rank_died_exception", "rank_exited_early", "peer_reset")
 
 
 def check(run: Run) -> list[Finding]:
-    """Every rank raised an error of its own, or an agent did."""
+    """Every rank raised an error of its own, an agent did, or a launcher."""
     own = [fact for fact in run.of("error") if fact.rank is not None and not reading.CONSEQUENCE.search(str(fact.get("message", "")))]
     everybody = run.world_size is not None and run.world_size > 1 and len({fact.rank for fact in own}) == run.world_size
     result = []
@@ -37,6 +42,18 @@ def check(run: Run) -> list[Finding]:
                 0.8,
                 reading.quote(*[*(fact for fact in run.of("traceback") if fact.rank == first.rank), first][:2]),
                 f"read the traceback on {first.host or 'its host'} (in the run directory); alike on all ranks, it is probably the installation",
+            )
+        )
+    for fact in run.of("launcher-failed"):
+        said = fact.source.text.strip() if fact.source else "it said nothing"
+        result.append(
+            Finding(
+                "probe-crashed",
+                f"the ranks of {fact.host} never came up, torchrun left with {fact.get('code')}: {said}",
+                Culprit(hosts=[fact.host] if fact.host else None),
+                0.85,
+                reading.quote(fact),
+                f"read launcher.log of {fact.host} in the run directory, and try there: python -m torch.distributed.run --help",
             )
         )
     return result + [
