@@ -38,7 +38,7 @@ class Coordinator:
         self._options = options
         self._say, self._show = say, show
         self._roll = Roll(cluster)
-        self._members = Members(server, self._roll)
+        self._members = Members(server, self._roll, self._refusal)
         self._world_size = cluster.nnodes * cluster.nproc_per_node
         self._started = time.monotonic()
         self._run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
@@ -62,7 +62,7 @@ class Coordinator:
             self._find(Fact("agent-lost", socket.gethostname(), fields={"node_rank": 0, "reason": reason}))
             raise
         finally:
-            report = self._report()
+            report = self._report(self._findings, self._run_id if self._members.settled else "")
             await self._members.publish(outcome.fit(report))
             self._members.close()
         return report
@@ -262,13 +262,17 @@ class Coordinator:
                 await self._members.ask(wire.Stop(self._members.view.launch), wire.Stopped, STOP_BOUND)
         self._find(*facts)
 
-    def _report(self) -> Report:
+    def _refusal(self, hello: wire.Hello) -> bytes:
+        """The report for an agent too many: the run goes on without it."""
+        return outcome.fit(self._report(triage.findings(Run(facts=self._roll.too_late(hello))), run_id=""))
+
+    def _report(self, findings: Sequence[Finding], run_id: str) -> Report:
         return outcome.of_run(
             self._options,
-            run_id=self._run_id if self._members.settled else "",
+            run_id=run_id,
             hellos=self._members.hellos(),
-            results=self._results,
-            findings=self._findings,
+            results=self._results if run_id else [],
+            findings=findings,
             lacking=self._lacking,
             ranks=self._ranks,
             added=self._added,

@@ -20,8 +20,11 @@ import msgspec
 from ncclcheck.model import Fact, Sample, Step
 
 # sequence lock, pid, rank, collective seq, bytes, entered, left, bound, flags, progress, name, group, dtype, sequence lock
-_SLOT = struct.Struct("<Q i i q q d d d I Q 64s 32s 16s Q")
-SLOT_BYTES = 256
+_RECORD = struct.Struct("<Q i i q q d d d I Q 64s 32s 16s Q")
+_LOCK = struct.Struct("<Q")
+_TAIL = _RECORD.size - _LOCK.size
+RECORD_BYTES = 256
+SLOT_BYTES = 2 * RECORD_BYTES  # written in turn: a rank that is killed or stopped amid one leaves the other whole
 _LOCAL, _OPAQUE, _DONE = 1, 2, 4
 
 
@@ -69,7 +72,7 @@ class SlotWriter:
         """Publish where this rank is; `left` 0.0 means inside."""
         self._writes = count = self._writes + 1
         where = (self._pid, self._rank, seq, nbytes, entered, left, bound, flags, count, name, group, dtype)
-        _SLOT.pack_into(self._map, self._offset, count, *where, count)
+        _RECORD.pack_into(self._map, self._offset + count % 2 * RECORD_BYTES, count, *where, count)
 
 
 def create_slots(path: Path, count: int) -> None:
@@ -87,23 +90,27 @@ class SlotReader:
         self._count = count
 
     def read(self) -> list[Slot | None]:
-        """One entry per local rank; None where the rank has not announced itself (or is just writing: ask again)."""
-        return [self._one(index) for index in range(self._count)]
+        """One entry per local rank; None where the rank has not announced itself (or writes all the time: ask again)."""
+        return [self._slot(index * SLOT_BYTES) for index in range(self._count)]
 
-    def _one(self, index: int) -> Slot | None:
+    def _slot(self, offset: int) -> Slot | None:
         for _ in range(3):
-            head, pid, rank, seq, nbytes, entered, left, bound, flags, writes, name, group, dtype, tail = _SLOT.unpack_from(
-                self._map, index * SLOT_BYTES
-            )
-            if head == tail:
+            whole = [record for half in (0, RECORD_BYTES) if (record := self._record(offset + half))]
+            if whole:
                 break
         else:
             return None
-        if head == 0:
-            return None
+        _, pid, rank, seq, nbytes, entered, left, bound, flags, writes, name, group, dtype, _ = max(whole)
         text = [raw.rstrip(b"\0").decode("utf-8", "replace") for raw in (name, group, dtype)]
         local, opaque, done = (bool(flags & flag) for flag in (_LOCAL, _OPAQUE, _DONE))
         return Slot(pid, rank, seq, nbytes, entered, left or None, bound, local, opaque, done, writes, *text)
+
+    def _record(self, offset: int) -> tuple[Any, ...] | None:
+        """A record that nobody wrote to while it was read: its end, which is written last, is read first, and its beginning last."""
+        (end,) = _LOCK.unpack_from(self._map, offset + _TAIL)
+        record = _RECORD.unpack_from(self._map, offset)
+        (beginning,) = _LOCK.unpack_from(self._map, offset)
+        return record if end == beginning != 0 else None
 
 
 class Journal:
@@ -183,7 +190,7 @@ class Tail:
         self._offsets: dict[Path, tuple[int, int]] = {}  # path -> (bytes read, lines read)
 
     def more(self) -> Iterator[Line]:
-        """New complete lines. A line that is not JSON (a torn write) is skipped."""
+        """New complete lines. A line that is not an event (a torn write) is skipped."""
         for path in sorted(self._folder.glob("rank*.jsonl")):
             offset, number = self._offsets.get(path, (0, 0))
             with open(path, "rb") as file:
@@ -192,9 +199,9 @@ class Tail:
             for raw in block[: block.rfind(b"\n") + 1].splitlines(keepends=True):
                 offset, number = offset + len(raw), number + 1
                 try:
-                    record = msgspec.json.decode(raw)
+                    record = msgspec.json.decode(raw, type=dict[str, Any])
                     kind, at, seq = record.pop("kind"), record.pop("at"), record.pop("seq")
-                except (msgspec.DecodeError, KeyError, AttributeError):
+                except (msgspec.DecodeError, KeyError):
                     continue
                 yield Line(int(path.stem[4:]), kind, at, seq, record, path.name, number)
             self._offsets[path] = offset, number

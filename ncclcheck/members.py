@@ -23,9 +23,11 @@ class AgentLost(Exception):
 class Members:
     """Everybody who said hello; after `settle`, those who take part."""
 
-    def __init__(self, server: wire.Server, roll: Roll) -> None:
+    def __init__(self, server: wire.Server, roll: Roll, refusal: Callable[[wire.Hello], bytes]) -> None:
+        """`refusal` makes the report for an agent that comes when the roll is complete."""
         self._server = server
         self._roll = roll
+        self._refusal = refusal
         self._numbers: dict[bytes, int] = {}  # who takes part now
         self._settled: dict[bytes, int] = {}  # who did at the roll call
         self._heard: dict[bytes, float] = {}
@@ -125,6 +127,8 @@ class Members:
                     self._roll.add(peer, message)
                 case wire.Hello() if peer in self._numbers:  # our welcome was lost
                     self._server.send(peer, wire.Welcome(self._run_id, self._numbers[peer]))
+                case wire.Hello():
+                    self._server.send(peer, wire.Result(self._refusal(message)))
                 case wire.Progress() if self.view and message.launch == self.view.launch and peer in self._numbers:
                     self.view.update(peer, self._folder(peer), message, time.monotonic())
                 case wire.Collected() | wire.Stopped() if peer in self._numbers:

@@ -43,6 +43,13 @@ class Roll:
             return [_fact(hello, "count") for hello in hellos]
         return []
 
+    def too_late(self, hello: wire.Hello) -> list[Fact]:
+        """What an agent contradicts that comes when the roll is complete: a number that is taken, or the count."""
+        same = [known for known in self.hellos.values() if hello.node_rank is not None and known.node_rank == hello.node_rank]
+        if same:
+            return [_fact(one, "node_rank") for one in (*same, hello)]
+        return [_fact(one, "count") for one in (*self.hellos.values(), hello)]
+
     def numbers(self) -> dict[bytes, int]:
         """Each agent's number: the one it claims; the others in the order of the expected hosts, then of their names."""
         claimed = {peer: hello.node_rank for peer, hello in self.hellos.items() if hello.node_rank is not None}

@@ -37,12 +37,15 @@ def test_the_default_suite_is_ready_on_two_emulated_nodes_vllm_included(tmp_path
     assert job.left() == []
 
 
-def test_two_agents_on_one_machine_meet_over_loopback_and_both_say_ready(tmp_path: Path) -> None:
+def test_two_agents_meet_over_loopback_and_both_say_ready_whoever_comes_late(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
     words = ("probe", "wiring", "collectives", "--nnodes", "2", "--master", f"127.0.0.1:{port}", "--format", "json")
     env = {"GLOO_SOCKET_IFNAME": "lo"}
     jobs = [Job(tmp_path / str(rank), *words, "--node-rank", str(rank), env=env) for rank in (0, 1)]
+    assert jobs[0].run_dir  # the roll is complete
+    late = Job(tmp_path / "late", *words, "--node-rank", "1", env=env)
+    assert late.wait(10) == 1 and late.report["findings"][0]["cause"] == "duplicate-rank"
     assert [job.wait(90) for job in jobs] == [0, 0], "\n".join(job.out + job.err for job in jobs)
     first, second = (job.report for job in jobs)
     assert first["run"]["id"] == second["run"]["id"] and first["status"] == second["status"] == "ready"
