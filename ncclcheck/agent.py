@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import socket
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -22,12 +21,15 @@ TICK = 0.1  # seconds between two looks at the local ranks
 SHIP = 0.5  # seconds between two reports of changes; deaths and stops are reported at once
 REPEAT = 2.0
 HELLO_EVERY = 1.0
-BATCH = 200  # journal lines in one message
 _PR_SET_CHILD_SUBREAPER = 36
 
 
 class NodeLost(Exception):
     """Node 0 has been silent for wire.SILENCE seconds; args: what this node's ranks were doing, as facts."""
+
+
+class Paused(Exception):
+    """This agent itself did not run for a while; args: how long, in seconds. It cannot judge who was silent meanwhile."""
 
 
 class Agent:
@@ -54,21 +56,30 @@ class Agent:
         return self._heard > 0
 
     @property
+    def run_id(self) -> str:
+        """This run's id, once node 0 has told it."""
+        return self._run_id
+
+    @property
     def welcomed(self) -> bool:
         """Whether the roll call was completed with this node."""
         return self._node_rank >= 0
 
     async def run(self) -> bytes:
-        """Take orders until the verdict comes. Raises NodeLost. Whatever happens, no rank of this node outlives it."""
+        """Take orders until the verdict comes. Raises NodeLost or Paused. Whatever happens, no rank of this node outlives it."""
         beat = asyncio.create_task(self._beat())
         try:
             while True:
                 for task in [task for task in (*self._watching.values(), *self._jobs, beat) if task.done()]:
                     self._jobs.discard(task)
                     task.result()  # an agent that cannot watch or end its ranks must say so
+                asked = time.monotonic()
                 try:
-                    message = await asyncio.wait_for(self._client.receive(), wire.BEAT)
+                    async with asyncio.timeout(wire.BEAT):
+                        message = await self._client.receive()
                 except TimeoutError:
+                    if time.monotonic() - asked > wire.BEAT + wire.PAUSE:
+                        raise Paused(time.monotonic() - asked) from None
                     if self.met and time.monotonic() - self._heard > wire.SILENCE:
                         raise NodeLost(await self._look()) from None
                     continue
@@ -96,7 +107,7 @@ class Agent:
                 self._say(f"roll call: {', '.join(there)} here; waiting for {', '.join(missing)} ({left:.0f} s left)")
             case wire.Welcome(run_id=run_id, node_rank=node_rank):
                 self._run_id, self._node_rank = run_id, node_rank
-                self._node_folder = self._folder / run_id / f"node{node_rank}-{socket.gethostname()}"
+                self._node_folder = self._folder / run_id / f"node{node_rank}-{self._hello.host}"
                 self._node_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             case wire.Launch():
                 self._start(message)
@@ -125,10 +136,10 @@ class Agent:
                 sent, repeated = {}, now
             changed = [slot for slot in slots if sent.get(slot.rank) != slot.writes]
             if facts or (now - shipped >= SHIP and (changed or lines or beats or over)):
-                while len(lines) > BATCH:
-                    self._client.send(wire.Progress(launch.id, [], lines[:BATCH], {}, []))
-                    del lines[:BATCH]
-                self._client.send(wire.Progress(launch.id, changed, lines, beats, facts, over))
+                *first, last = wire.batches(lines)
+                for batch in first:
+                    self._client.send(wire.Progress(launch.id, [], batch, {}, []))
+                self._client.send(wire.Progress(launch.id, changed, last, beats, facts, over))
                 sent |= {slot.rank: slot.writes for slot in changed}
                 lines, shipped = [], now
             await asyncio.sleep(TICK)

@@ -35,9 +35,24 @@ class Seconds(click.ParamType):  # type: ignore[type-arg]
             self.fail(str(error), param, ctx)
 
 
+def main() -> None:
+    """The program: closed streams are no error, and an interrupt before anything was started exits with 130."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open as long as the process lives)
+    try:
+        cli.main(standalone_mode=False, prog_name="ncclcheck")
+    except click.ClickException as error:
+        error.show()
+        _leave(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _leave(130)
+    _leave(0)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="ncclcheck")
-def main() -> None:
+def cli() -> None:
     """Find the rank, host, link or setting that breaks distributed PyTorch, NCCL or vLLM.
 
     (A rank is one process of a distributed job, usually with one GPU; a node is one machine.)
@@ -54,7 +69,7 @@ def main() -> None:
     """
 
 
-@main.command()
+@cli.command()
 @click.argument("names", nargs=-1, metavar="[PROBE]...")
 @click.option("--skip", multiple=True, metavar="PROBE", help="Leave a probe out (repeatable). The verdict says so.")
 @click.option("--nnodes", type=click.IntRange(1), metavar="N", help="How many nodes take part. Under a scheduler or torchrun it is known.")
@@ -105,7 +120,7 @@ def probe(names: tuple[str, ...], **given: Any) -> None:
     _leave(code)
 
 
-@main.command("list")
+@cli.command("list")
 def list_() -> None:
     """List the probes, faults and causes."""
     from ncclcheck import terms
@@ -113,7 +128,7 @@ def list_() -> None:
     click.echo(terms.listing())
 
 
-@main.command()
+@cli.command()
 @click.argument("words", nargs=-1, required=True, metavar="WORD")
 def explain(words: tuple[str, ...]) -> None:
     """Explain a word, probe, fault or cause.

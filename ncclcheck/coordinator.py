@@ -15,6 +15,7 @@ import msgspec
 
 from ncclcheck import outcome, registry, triage, wire
 from ncclcheck.cluster import Cluster
+from ncclcheck.collect import host
 from ncclcheck.members import AgentLost, Members
 from ncclcheck.model import Fact, Finding, ProbeResult, RankId, Report, Run, Status
 from ncclcheck.options import Options
@@ -59,11 +60,11 @@ class Coordinator:
             await self._lost(*lost.args)
         except BaseException as error:  # an interrupt, or a mistake of ours: the others must not wait for a verdict
             reason = "interrupted" if isinstance(error, asyncio.CancelledError) else f"{type(error).__name__}: {error}"
-            self._find(Fact("agent-lost", socket.gethostname(), fields={"node_rank": 0, "reason": reason}))
+            self._find(Fact("agent-lost", host.name(), fields={"node_rank": 0, "reason": reason}))
             raise
         finally:
             report = self._report(self._findings, self._run_id if self._members.settled else "")
-            await self._members.publish(outcome.fit(report))
+            await self._members.publish(outcome.pack(report))
             self._members.close()
         return report
 
@@ -95,7 +96,7 @@ class Coordinator:
     def _absent(self) -> list[Fact]:
         """Who is not there at the roll call's end, and who knocked in vain."""
         fields = {"seconds": self._options.roll_call_timeout, "there": self._roll.there()}
-        facts = [*self._roll.missing(), Fact("roll-call", socket.gethostname(), fields=fields)]
+        facts = [*self._roll.missing(), Fact("roll-call", host.name(), fields=fields)]
         if self._server.wrong_keys:
             known = {address for hello in self._roll.hellos.values() for found in hello.addresses.values() for address in found}
             strangers = sorted(self._server.callers - known)
@@ -169,6 +170,10 @@ class Coordinator:
         best = triage.findings(run)[0]
         expected = registry.describe("faults", name).get("EXPECT")
         facts = [Fact("planted", rank=victim, fields={"fault": name, "clock": clock.value, "named_after_seconds": round(named_after, 3)})]
+        if clock is Clock.DEADLINE:
+            detail = f"not finished within {clock.value} of {seconds_text(self._options.deadline)}"
+            self._results.append(ProbeResult(plugin.name, Status.UNKNOWN, detail, time.monotonic() - began, [], facts))
+            return
         if best.cause != expected or list(best.culprit.ranks or ()) != [victim]:
             title = (
                 f"a {name} planted in rank {victim} was to be found as {expected}; found: {best.cause} of ranks {best.culprit.ranks} ({clock.value})"
@@ -176,6 +181,8 @@ class Coordinator:
             self._find(Fact("fail", fields={"cause": "probe-crashed", "title": title}))
             self._results.append(ProbeResult(plugin.name, Status.CRASHED, title, time.monotonic() - began, [], facts))
             return
+        if left := [*run.of("left-over"), *run.of("no-answer")]:
+            self._find(*left)
         self._say(f"{plugin.name}: {best.title} (planted; found {seconds_text(named_after)} after the last progress)")
         again, clock, bound, run = await self._launch([plugin], None)
         result = outcome.of_probe(plugin, again, clock, bound, self._judge(again, clock, run))
@@ -264,7 +271,7 @@ class Coordinator:
 
     def _refusal(self, hello: wire.Hello) -> bytes:
         """The report for an agent too many: the run goes on without it."""
-        return outcome.fit(self._report(triage.findings(Run(facts=self._roll.too_late(hello))), run_id=""))
+        return outcome.pack(self._report(triage.findings(Run(facts=self._roll.too_late(hello))), run_id=""))
 
     def _report(self, findings: Sequence[Finding], run_id: str) -> Report:
         return outcome.of_run(

@@ -24,6 +24,7 @@ _RECORD = struct.Struct("<Q i i q q d d d I Q 64s 32s 16s Q")
 _LOCK = struct.Struct("<Q")
 _TAIL = _RECORD.size - _LOCK.size
 RECORD_BYTES = 256
+MAX_LINE = 2**16  # bytes of one event in the text journal
 SLOT_BYTES = 2 * RECORD_BYTES  # written in turn: a rank that is killed or stopped amid one leaves the other whole
 _LOCAL, _OPAQUE, _DONE = 1, 2, 4
 
@@ -78,7 +79,7 @@ class SlotWriter:
 def create_slots(path: Path, count: int) -> None:
     """Make the map for `count` ranks of this node; the agent does this before it starts them."""
     with open(path, "wb") as file:
-        file.truncate(count * SLOT_BYTES)
+        os.posix_fallocate(file.fileno(), 0, count * SLOT_BYTES)  # on a full disk an error here, not a SIGBUS in a rank
 
 
 class SlotReader:
@@ -158,10 +159,13 @@ class Journal:
         self.line("done")
 
     def line(self, kind: str, **fields: Any) -> None:
-        """Write one event; on disk before the next instruction runs."""
+        """Write one event; on disk before the next instruction runs. Raises ValueError for one that is too large."""
         if self._file:
             record = {"kind": kind, "at": round(time.monotonic(), 6), "seq": self.seq, **fields}
-            self._file.write(msgspec.json.encode(record, enc_hook=str) + b"\n")
+            data = msgspec.json.encode(record, enc_hook=str)
+            if len(data) > MAX_LINE:
+                raise ValueError(f"a {kind} of {len(data)} bytes; a journal line holds at most {MAX_LINE}")
+            self._file.write(data + b"\n")
 
     def _publish(self, left: float) -> None:
         if self._slot:

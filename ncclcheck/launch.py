@@ -22,6 +22,8 @@ from ncclcheck.model import Evidence, Fact
 
 END_BOUND = 5.0  # seconds in which a killed process must be gone
 EXIT_BOUND = 1.5  # seconds in which torchrun has said how a rank ended
+LOG_BYTES = 8 * 2**20  # of a rank's log that are read, from its end
+LOG_FACTS = 20  # of one kind that are kept of a log, from its beginning and from its end
 STOPPED_FOR = 0.3  # seconds in state T after which a rank counts as stopped
 _EXIT = re.compile(r"failed \(exitcode: (?P<code>-?\d+)\) local_rank: (?P<local_rank>\d+) \(pid: (?P<pid>\d+)\)")
 
@@ -43,17 +45,20 @@ class LocalLaunch:
             **{name: value for name, value in order.env.items() if name.startswith("NCCLCHECK_")},
             **dict(mark.split("=", 1) for mark in self._marks),
             "NCCLCHECK_DIR": str(self.folder),
-            "NCCLCHECK_AGENT": str(os.getpid()),
+            "NCCLCHECK_PARENT": str(os.getpid()),
             "PYTHONUNBUFFERED": "1",
         }
         self._command = self._torchrun(node_rank) if task is None else self._single(task)
-        create_slots(self.folder / "slots", 1 + self._index(order.nproc_per_node - 1))
-        self._reader = SlotReader(self.folder / "slots", 1 + self._index(order.nproc_per_node - 1))
+        self._count = order.nproc_per_node
+        places = 1 + self._index(order.nproc_per_node - 1)
+        create_slots(self.folder / "slots", places)
+        self._reader = SlotReader(self.folder / "slots", places)
         self._tail = Tail(self.folder)
         self._seen: dict[int, processes.Process] = {}  # rank -> its process when first seen
         self._stopped_since: dict[int, float] = {}
         self._told: set[tuple[str, int]] = set()  # (kind, rank) of deaths and stops already reported
         self._unknown_exits: set[int] = set()
+        self._newborn: dict[int, int] = {}  # pid -> rank, of processes that have not announced themselves yet
         self._shared = set(processes.orphaned_shared_memory())
         self._launcher: subprocess.Popen[bytes] | None = None
 
@@ -123,9 +128,10 @@ class LocalLaunch:
                     news += self._tell("stopped", slot, {"state": process.state})
             else:
                 self._stopped_since.pop(slot.rank, None)
+        if len(slots) < self._count:
+            news += self._early_deaths({slot.pid for slot in slots})
+        news += self._launcher_news(complete=len(slots) == self._count)
         over = self._launcher is not None and self._launcher.poll() is not None and not alive
-        if over and not self._told:
-            news += self._launcher_failure()
         return slots, lines, beats, news, over
 
     def _process(self, slot: Slot) -> processes.Process | None:
@@ -135,9 +141,8 @@ class LocalLaunch:
         return now if now and first and now.start == first.start else None
 
     def _tell(self, kind: str, slot: Slot, fields: dict[str, object]) -> list[Fact]:
-        if (kind, slot.rank) in self._told:
+        if not self._once(kind, slot.rank):
             return []
-        self._told.add((kind, slot.rank))
         if kind == "gone" and fields["code"] is None:
             self._unknown_exits.add(slot.rank)
         return [Fact(kind, self._host, slot.rank, slot.pid, fields)]
@@ -157,7 +162,7 @@ class LocalLaunch:
         ]
         facts += await asyncio.gather(*(stacks.stack(slot.rank, slot.pid, self.folder, process.stopped) for slot, process in alive))
         await self._until_exits_are_told()
-        return facts + self.logs()
+        return facts + await asyncio.to_thread(self.logs)
 
     async def _until_exits_are_told(self) -> None:
         """Where a rank was gone before its exit code could be read, the launcher says it; wait for that, bounded."""
@@ -169,25 +174,58 @@ class LocalLaunch:
         """Causes that the ranks' own logs state, and exit codes that the launcher printed."""
         facts: list[Fact] = []
         for path in sorted(self.folder.glob("rank*.log")):
+            skipped, lines = _end_of(path)
             for reader in (traceback, vllm_log):
-                with open(path, encoding="utf-8", errors="replace") as file:
-                    facts += [replace(fact, host=self._host, rank=int(path.stem[4:])) for fact in reader.read(file, f"{self.id}/{path.name}")]
+                found = [*reader.read(lines, f"{self.id}/{path.name}")]
+                for fact in found if len(found) <= 2 * LOG_FACTS else found[:LOG_FACTS] + found[-LOG_FACTS:]:
+                    source = fact.source and replace(fact.source, line=fact.source.line + skipped)
+                    facts.append(replace(fact, host=self._host, rank=int(path.stem[4:]), source=source))
         interface = master.interface_to(self._order.master)
         facts = [replace(fact, fields={**fact.fields, "remedy": fact.get("remedy", "").replace("INTERFACE", interface)}) for fact in facts]
         return facts + self._exits()
 
-    def _launcher_failure(self) -> list[Fact]:
-        """A launcher that failed before every rank had announced itself: what it said last (an error's own line, if there is one)."""
-        code = self._launcher.poll() if self._launcher else None
-        if code in (None, 0) or all(self._reader.read()):
+    def _early_deaths(self, announced: set[int]) -> list[Fact]:
+        """Ranks that die before they have announced themselves: children of the launcher that were there and are dead."""
+        if self._launcher is None:
             return []
-        self._told.add(("launcher-failed", -1))
+        for child in processes.descendants(self._launcher.pid):
+            if child.pid not in self._newborn and (text := processes.variable(child.pid, "RANK")):
+                self._newborn[child.pid] = int(text)
+        news: list[Fact] = []
+        for pid, rank in self._newborn.items():
+            process = processes.read(pid)
+            if pid not in announced and (process is None or process.dead) and self._once("gone", rank):
+                code = process.exit_code if process else None
+                if code is None:
+                    self._unknown_exits.add(rank)
+                news.append(Fact("gone", self._host, rank, pid, {"code": code}))
+        return news
+
+    def _launcher_news(self, complete: bool) -> list[Fact]:
+        """What befell the launcher: stopped, killed, or failed before every rank had announced itself."""
+        if self._launcher is None:
+            return []
+        code = self._launcher.poll()
+        process = processes.read(self._launcher.pid) if code is None else None
+        if process and process.stopped and self._once("launcher-stopped", -1):
+            return [Fact("launcher-stopped", self._host, pid=process.pid, fields={"state": process.state})]
+        if code and (code < 0 or not complete) and self._once("launcher-failed", -1):
+            return [Fact("launcher-failed", self._host, fields={"code": code}, source=self._last_words())]
+        return []
+
+    def _last_words(self) -> Evidence | None:
+        """The first error in the launcher's log, or its last line."""
         lines = (self.folder / "launcher.log").read_text(errors="replace").split("\n")
         file = f"{self.id}/launcher.log"
-        said = [fact.source for fact in traceback.read(lines, file)] or [Evidence(file, n, line) for n, line in enumerate(lines, 1) if line.strip()][
-            -1:
-        ]
-        return [Fact("launcher-failed", self._host, fields={"code": code}, source=said[0] if said else None)]
+        errors = [fact.source for fact in traceback.read(lines, file)]
+        said = errors[:1] or [Evidence(file, number, line) for number, line in enumerate(lines, 1) if line.strip()][-1:]
+        return said[0] if said else None
+
+    def _once(self, kind: str, rank: int) -> bool:
+        """Whether this is to be told now: the first time it is asked."""
+        new = (kind, rank) not in self._told
+        self._told.add((kind, rank))
+        return new
 
     def _exits(self) -> list[Fact]:
         facts: list[Fact] = []
@@ -203,12 +241,17 @@ class LocalLaunch:
                 )
         return facts
 
+    def _ours(self) -> list[processes.Process]:
+        """Everything of this launch that lives: what carries its marks, and what descends from us (we adopt orphans) without them."""
+        found = {process.pid: process for process in [*processes.marked(*self._marks), *processes.descendants(os.getpid())]}
+        return list(found.values())
+
     async def end(self) -> list[Fact]:
         """End everything of this launch. Facts of kind "left-over" name what could not be ended or was left behind."""
         deadline = time.monotonic() + END_BOUND
         mapped: set[str] = set()
         while True:
-            ours = list(processes.marked(*self._marks))
+            ours = self._ours()
             for process in ours:
                 mapped |= processes.shared_memory(process.pid)
                 if process.state != "D":
@@ -229,11 +272,21 @@ class LocalLaunch:
                 pid=process.pid,
                 fields={"what": f"process {process.pid}", "state": processes.STATES.get(process.state, process.state)},
             )
-            for process in processes.marked(*self._marks)
+            for process in self._ours()
         ]
         return facts + [
             Fact("left-over", self._host, fields={"what": path}) for path in processes.orphaned_shared_memory() if path not in self._shared
         ]
+
+
+def _end_of(path: Path) -> tuple[int, list[str]]:
+    """The last LOG_BYTES of a log as lines, and how many lines stand before them."""
+    with open(path, "rb") as file:
+        skip = max(0, path.stat().st_size - LOG_BYTES)
+        before = 0
+        while file.tell() < skip:
+            before += file.read(min(2**20, skip - file.tell())).count(b"\n")
+        return before, file.read().decode("utf-8", "replace").split("\n")
 
 
 def reap() -> None:

@@ -82,9 +82,12 @@ class Members:
 
     async def until(self, predicate: Callable[[], object], seconds: float) -> bool:
         """Wait until something holds; False after `seconds`. Raises AgentLost when a node that takes part is gone."""
-        end = time.monotonic() + seconds
+        now = time.monotonic()
+        end = now + seconds
         while not predicate():
-            now = time.monotonic()
+            before, now = now, time.monotonic()
+            if now - before > wire.PAUSE and self._numbers:
+                raise AgentLost(0, f"it was itself stopped for {now - before:.0f} s")  # and heard nobody meanwhile: no judge of others
             for task in self._tasks:
                 if task.done():
                     task.result()  # it ends by an error only: who does not hear must not judge
@@ -97,14 +100,15 @@ class Members:
                 return False
             self._news.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), min(TURN, end - now))
+                async with asyncio.timeout(min(TURN, end - now)):  # (wait_for of Python 3.11 may swallow an interrupt)
+                    await self._news.wait()
         return True
 
     async def ask(self, order: wire.Collect | wire.Stop, answer: type, seconds: float) -> list[Fact]:
         """Send an order to every node and gather the answers; a node that gives none in time is a fact of kind "no-answer"."""
-        answers = self._answers.setdefault((answer, order.launch), {})
+        answers = self._answers[answer, order.launch] = {}  # afresh: what was answered to an earlier question is old
         self.tell(order)
-        await self.until(lambda: len(answers) >= len(self._numbers), seconds)
+        await self.until(lambda: answers.keys() >= self._numbers.keys(), seconds)
         silent = [self._roll.hellos[peer].host for peer in self._numbers if peer not in answers]
         return [
             *(fact for facts in answers.values() for fact in facts),

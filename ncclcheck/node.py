@@ -6,21 +6,18 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
-
-from ncclcheck import __version__, triage, wire
-from ncclcheck.agent import Agent, NodeLost
+from ncclcheck import __version__, outcome, triage, wire
+from ncclcheck.agent import Agent, NodeLost, Paused
 from ncclcheck.cluster import Cluster
 from ncclcheck.collect import host, master
 from ncclcheck.coordinator import Coordinator
-from ncclcheck.model import Fact, ProbeResult, Report, Run, Status
+from ncclcheck.model import Fact, Report, Run
 from ncclcheck.options import Options
 from ncclcheck.rollcall import task_fields
 
@@ -52,6 +49,8 @@ async def _run(cluster: Cluster, options: Options, token: str, folder: Path, say
         loop.add_signal_handler(number, interrupt, number)
     try:
         report = await _Node(cluster, options, token, folder, say, show).run()
+        if caught:  # it came when all was over: an interrupted run is never taken for another
+            raise Interrupted(caught[0])
         if report.run.get("folders"):
             report.run["directory"] = str(folder / report.run["id"])
         return report
@@ -65,7 +64,7 @@ class _Node:
     def __init__(self, cluster: Cluster, options: Options, token: str, folder: Path, say: Callable[[str], None], show: Callable[[str], None]) -> None:
         self._cluster, self._options, self._token, self._folder = cluster, options, token, folder
         self._say, self._show = say, show
-        self._name = socket.gethostname()
+        self._name = host.name()
         self._addresses = host.addresses()
         self._started = time.monotonic()
 
@@ -82,7 +81,7 @@ class _Node:
                 return self._alone([replace(seen, fields={**seen.fields, "answer": "not-ours", "text": f"{self._name} has {mine}"})])
             first = False  # another agent is node 0 there: it is told of a second one
         if not first:
-            return await self._member(wire.Client(_endpoint(address, self._cluster.port), self._token), address)
+            return await self._member(wire.Client(_endpoint(address, self._cluster.port), self._token), address, first=False)
         server = wire.Server(self._token)
         try:
             try:
@@ -92,7 +91,7 @@ class _Node:
             coordinator = Coordinator(server, replace(self._cluster, master=address), self._options, self._say, self._show)
             deciding = asyncio.create_task(coordinator.run())
             try:
-                member = asyncio.create_task(self._member(wire.Client(wire.LOCAL, self._token), address))
+                member = asyncio.create_task(self._member(wire.Client(wire.LOCAL, self._token), address, first=True))
                 report = await deciding
                 await member
                 return report
@@ -146,9 +145,9 @@ class _Node:
         }
         return Fact("bind", self._name, fields=fields)
 
-    async def _member(self, client: wire.Client, address: str) -> Report:
+    async def _member(self, client: wire.Client, address: str, first: bool) -> Report:
         """This node's agent, from hello to the verdict."""
-        agent = Agent(client, self._hello(), self._folder, self._show)
+        agent = Agent(client, self._hello(first), self._folder, self._show)
         work = asyncio.create_task(agent.run())
         try:
             while not work.done() and not agent.met:
@@ -159,11 +158,14 @@ class _Node:
                     return self._alone([seen])
                 self._show(f"waiting for node 0 at {self._cluster.master}:{self._cluster.port} ({left:.0f} s left)")
                 await asyncio.wait([work], timeout=min(0.5, max(left, 0.01)))
-            return msgspec.json.decode(await work, type=Report)
+            return outcome.unpack(await work)
         except NodeLost as lost:
-            return self._alone(
-                [Fact("agent-lost", self._cluster.master, fields={"node_rank": 0, "reason": f"silent for {wire.SILENCE:g} s"}), *lost.args[0]]
-            )
+            fields = {"node_rank": 0, "reason": f"silent for {wire.SILENCE:g} s"}
+            return self._alone([Fact("agent-lost", self._cluster.master, fields=fields), *lost.args[0]], agent.run_id)
+        except Paused as paused:
+            agent.leave(reason := f"it was itself stopped for {paused.args[0]:.0f} s")
+            fields = {"node_rank": self._cluster.node_rank, "reason": reason}
+            return self._alone([Fact("agent-lost", self._name, fields=fields)], agent.run_id)
         except asyncio.CancelledError:
             agent.leave("interrupted")
             raise
@@ -183,13 +185,14 @@ class _Node:
         fields = {"type": type(error).__name__, "message": str(error), "errno": getattr(error, "errno", None), "traceback": str(path)}
         return self._alone([Fact("agent-failed", self._name, fields=fields)])
 
-    def _hello(self) -> wire.Hello:
+    def _hello(self, first: bool) -> wire.Hello:
+        """What this node says of itself; who has the master's address is number 0, said or not."""
         cluster = self._cluster
         return wire.Hello(
             wire.PROTOCOL,
             __version__,
             cluster.nnodes,
-            cluster.node_rank,
+            0 if first else cluster.node_rank,
             cluster.nproc_per_node,
             self._name,
             os.getpid(),
@@ -201,34 +204,20 @@ class _Node:
             task_fields(cluster),
         )
 
-    def _alone(self, facts: list[Fact]) -> Report:
-        """The report of a node that could not take part to the end."""
-        found = triage.findings(Run(facts=facts))
-        probes = [ProbeResult(name, Status.SKIP, "not run: this node is alone") for name in self._options.probes]
+    def _alone(self, facts: list[Fact], run_id: str = "") -> Report:
+        """The report of a node that could not take part to the end; with a `run_id`, it was lost in the middle."""
         cluster = self._cluster
-        verdict = triage.verdict(
-            found,
-            [],
-            probes,
-            emulated=bool(self._options.emulated),
-            not_asked=self._options.not_asked,
-            ranks=cluster.nnodes * cluster.nproc_per_node,
-            nodes=cluster.nnodes,
-        )
-        nodes = [{"node_rank": cluster.node_rank, "host": self._name, "addresses": self._addresses}]
-        seconds = round(time.monotonic() - self._started, 3)
-        return Report(
-            1,
-            verdict.status,
-            verdict.summary,
-            seconds,
-            found,
-            bool(self._options.emulated),
-            {"added": dict(self._options.environment)},
-            probes,
-            nodes,
-            [],
-            {"ncclcheck": __version__, "not_asked": list(self._options.not_asked)},
+        return outcome.of_run(
+            self._options,
+            run_id=run_id,
+            hellos={cluster.node_rank or 0: self._hello(first=False)},
+            results=[],
+            findings=triage.findings(Run(facts=facts)),
+            lacking=[],
+            ranks={},
+            added={},
+            world_size=cluster.nnodes * cluster.nproc_per_node,
+            seconds=time.monotonic() - self._started,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zlib
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,12 +11,15 @@ from typing import Any
 
 import msgspec
 
-from ncclcheck import __version__, registry, triage, wire
+from ncclcheck import __version__, registry, secrets, triage, wire
 from ncclcheck.members import folder
 from ncclcheck.model import Finding, ProbeResult, RankId, Report, Status
 from ncclcheck.options import Options
 from ncclcheck.rollcall import node_entries
 from ncclcheck.watch import Clock, View
+
+_ROOM = wire.MAX_MESSAGE - 1024  # bytes
+UNPACKED = 256 * 2**20  # bytes
 
 
 def groups(names: Sequence[str]) -> list[list[registry.Plugin]]:
@@ -84,7 +88,7 @@ def of_run(
     run: dict[str, Any] = {"ncclcheck": __version__, "not_asked": list(options.not_asked)}
     if run_id:
         run |= {"id": run_id, "folders": {str(number): f"{run_id}/{folder(number, hello.host)}" for number, hello in hellos.items()}}
-    return Report(
+    report = Report(
         schema=1,
         status=verdict.status,
         summary=verdict.summary,
@@ -97,16 +101,31 @@ def of_run(
         ranks=[ranks[rank] for rank in sorted(ranks)],
         run=run,
     )
+    return masked(report)
 
 
-def fit(report: Report) -> bytes:
-    """The report as JSON that travels: without the single iterations where it would be too large, then without all but rank 0's samples."""
-    data = msgspec.json.encode(report)
-    if len(data) > wire.MAX_MESSAGE - 1024:
+def pack(report: Report) -> bytes:
+    """The report as it travels: compressed JSON, without the single iterations where it would be too large even so."""
+    data = zlib.compress(msgspec.json.encode(report))
+    if len(data) > _ROOM:
         for probe in report.probes:
             probe.samples = [{**sample, "seconds": []} for sample in probe.samples]
-        data = msgspec.json.encode(report)
-    if len(data) > wire.MAX_MESSAGE - 1024:
+        data = zlib.compress(msgspec.json.encode(report))
+    if len(data) > _ROOM:
         slim = [replace(probe, samples=[s for s in probe.samples if s["rank"] == 0], facts=[]) for probe in report.probes]
-        data = msgspec.json.encode(replace(report, probes=slim))
+        data = zlib.compress(msgspec.json.encode(replace(report, probes=slim)))
     return data
+
+
+def unpack(data: bytes) -> Report:
+    """The report that arrived. Raises ValueError for one that is not, or that would not fit into UNPACKED bytes."""
+    try:
+        text = zlib.decompressobj().decompress(data, UNPACKED)
+    except zlib.error as error:
+        raise ValueError(f"not a report: {error}") from None
+    return msgspec.json.decode(text, type=Report)
+
+
+def masked(report: Report) -> Report:
+    """The same report with every secret in its texts masked: errors and logs quote what users wrote into them."""
+    return msgspec.convert(secrets.mask_all(msgspec.to_builtins(report)), Report)

@@ -12,7 +12,6 @@ import importlib
 import json
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ncclcheck import fault, registry, units
+from ncclcheck.collect import host
 from ncclcheck.journal import Journal, fact_fields, sample_fields
 from ncclcheck.model import Device, Fact, RankId, Sample
 from ncclcheck.probe import Rank
@@ -47,7 +47,7 @@ def main(probes: list[str]) -> int:
         frames = traceback.extract_tb(error.__traceback__)
         where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
         print(traceback.format_exc(), file=sys.stderr, flush=True)
-        journal.line("error", type=type(error).__name__, message=str(error)[:2000], where=where)
+        journal.line("error", type=type(error).__name__, message=str(error).encode("utf-8", "replace").decode()[:2000], where=where)
         if folder:
             time.sleep(LINGER)  # not a wait for anything: the agent ends us once it has looked around
         return 1
@@ -63,6 +63,8 @@ def _settle(folder: Path, rank: int) -> None:
     faulthandler.enable()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, when a peer fails; it kills us after its shutdown time-out
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(os.environ["NCCLCHECK_PARENT"]):
+        sys.exit("ncclcheck: the launcher left before this rank came up")
 
 
 def _run(probes: list[str], journal: Journal, rank: int, local_rank: int, alone: bool) -> bool:
@@ -82,7 +84,7 @@ def _run(probes: list[str], journal: Journal, rank: int, local_rank: int, alone:
 
     journal.leave()
     device = _device(torch, local_rank)
-    identity = RankId(rank, local_rank, int(os.environ.get("GROUP_RANK", "0")), socket.gethostname(), os.getpid(), device)
+    identity = RankId(rank, local_rank, int(os.environ.get("GROUP_RANK", "0")), host.name(), os.getpid(), device)
     journal.line("hello", identity=asdict(identity), world_size=world_size, torch=str(torch.__version__))
     if not own_group:
         journal.enter("init_process_group", bound=INIT_BOUND)

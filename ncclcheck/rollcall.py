@@ -59,7 +59,7 @@ class Roll:
             (peer for peer in self.hellos if peer not in claimed),
             key=lambda peer: (expected.get(self.hellos[peer].host, len(expected)), self.hellos[peer].host, peer),
         )
-        return claimed | {peer: next(free) for peer in rest}
+        return claimed | dict(zip(rest, free, strict=False))  # there may be more agents than numbers: then that is a conflict
 
     def there(self) -> list[str]:
         """`node 0 (gpu-01)`, for each agent."""

@@ -146,7 +146,11 @@ def _take_part(found: clusters.Cluster, options: Options, token: str, folder: Pa
         return 128 + int(interrupted.args[0])
     live.close()
     if not (found.task and found.task.local_rank):  # of the processes of one node, the first speaks for all
-        _print(result, given, out, brief=found.nnodes > FULL_REPORT_NODES and found.node_rank != 0)
+        try:
+            _print(result, given, out, brief=found.nnodes > FULL_REPORT_NODES and found.node_rank != 0)
+        except OSError as error:  # a verdict that nobody can read is none
+            print(f"ncclcheck: cannot write the result: {error}", file=sys.stderr)
+            return EXIT_CODES[Outcome.UNKNOWN]
     if result.status is Outcome.DEGRADED and given["allow_degraded"]:
         return 0
     return EXIT_CODES[result.status]

@@ -64,7 +64,10 @@ class View:
             self.beats[rank] = value
         for line in message.lines:
             self._line(line, folder, now)
-        self.facts += [fact.placed(folder) for fact in message.facts]
+        for fact in message.facts:
+            self.facts.append(fact.placed(folder))
+            if fact.rank is not None and fact.rank not in self.ranks:  # it died before it could say who it is
+                self.ranks[fact.rank] = RankId(fact.rank, host=fact.host or "", pid=fact.pid)
         if message.ended:
             self.over.add(peer)
 
@@ -82,6 +85,10 @@ class View:
                 self.finished.setdefault(fields["name"], {})[line.rank] = now
             case "sample":
                 self.samples.setdefault(self.where.get(line.rank, ""), []).append({"rank": line.rank, **fields})
+                if fields["correct"] is False and not any(fact.kind == "fail" and fact.rank == line.rank for fact in self.facts):
+                    title = f"{fields['name']} of {fields['nbytes']} bytes gave a wrong result on rank {line.rank}"
+                    wrong = {"cause": "data-corruption", "title": title, "ranks": [line.rank], "probe": self.where.get(line.rank)}
+                    self.facts.append(Fact("fail", host, line.rank, fields=wrong))
             case "fact":
                 source = Evidence(f"{folder}/{self.launch}/{line.file}", line.number, str(fields["fields"].get("title", fields["fact"])))
                 fact = Fact(fields["fact"], host, line.rank, fields={**fields["fields"], "probe": self.where.get(line.rank)}, source=source)
@@ -99,6 +106,7 @@ class View:
             ("gone", Clock.DEATH),
             ("stopped", Clock.STOP),
             ("launcher-failed", Clock.LAUNCHER),
+            ("launcher-stopped", Clock.STOP),
             ("error", Clock.ERROR),
             ("fail", Clock.FAIL),
         ):
@@ -121,7 +129,7 @@ class View:
     def explained(self) -> bool:
         """Whether a rank is known to be dead or stopped, or every rank has raised an error."""
         failed = {fact.rank for fact in self.facts if fact.kind == "error"}
-        return any(fact.kind in ("gone", "stopped") for fact in self.facts) or len(failed) == self.world_size
+        return any(fact.kind in ("gone", "stopped", "launcher-failed") for fact in self.facts) or len(failed) == self.world_size
 
     def bound(self) -> float:
         """Seconds without progress anywhere that are normal now: the largest that any rank's step allows."""

@@ -27,6 +27,7 @@ PROTOCOL = 1
 MAX_MESSAGE = 2**20  # bytes
 BEAT = 1.0  # seconds between signs of life
 SILENCE = 6.0  # seconds without any, after which a peer counts as lost
+PAUSE = SILENCE / 2  # seconds that pass unnoticed only for a process that was stopped or starved itself
 LOCAL = "inproc://node0"  # node 0's own agent speaks to its coordinator here
 _WRONG_KEY = 0x11000001  # ZMQ_PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC
 
@@ -118,7 +119,7 @@ class Stopped(Message, frozen=True):
 
 
 class Result(Message, frozen=True):
-    """The verdict: a model.Report as JSON."""
+    """The verdict: a model.Report as compressed JSON (see outcome.pack)."""
 
     report: bytes
 
@@ -149,6 +150,20 @@ def encode(message: Message) -> bytes:
     if len(data) > MAX_MESSAGE:
         raise ValueError(f"{type(message).__name__} of {len(data)} bytes; at most {MAX_MESSAGE} travel")
     return data
+
+
+def batches(lines: list[Line]) -> list[list[Line]]:
+    """Journal lines in portions that fit into a message each; at least one, which may be empty."""
+    portions: list[list[Line]] = [[]]
+    size = 0
+    for line in lines:
+        length = len(msgspec.msgpack.encode(line))
+        if size + length > MAX_MESSAGE // 2:
+            portions.append([])
+            size = 0
+        portions[-1].append(line)
+        size += length
+    return portions
 
 
 def keys(token: str) -> tuple[bytes, bytes]:

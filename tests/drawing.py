@@ -57,6 +57,7 @@ def _about(rank: int, host: str, text: str) -> Fact:
     fields: dict[str, dict[str, Any]] = {
         "stack": {"frames": [rest], "own": rest},
         "exit": {"code": int(rest or 0) if kind == "exit" else 0},
+        "gone": {"code": int(rest) if kind == "gone" and rest else None},
         "error": dict(zip(("type", "message"), rest.split(": ", 1), strict=False)),
     }
     return Fact(kind, host, rank, 100 + rank, fields.get(kind, {}))

@@ -86,8 +86,8 @@ class TwoHosts:
             self.close()
             raise
 
-    def _host(self, *about: str) -> Host:
-        host = Host(*about, self._folder)
+    def _host(self, name: str, address: str, names: str) -> Host:
+        host = Host(name, address, names, self._folder)
         self.hosts.append(host)
         return host
 

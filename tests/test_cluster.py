@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ncclcheck.cluster import Cluster, Conflict, Flags, Task, discover, expand_hosts, looks_scheduled
+from ncclcheck.cluster import Cluster, Flags, discover, looks_scheduled
+from ncclcheck.hostlist import expand_hosts
+from ncclcheck.launchers import Conflict, Task
 
 Environment = dict[str, str]
 

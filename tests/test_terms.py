@@ -120,6 +120,6 @@ def test_the_listing_names_every_plugin_and_every_cause_in_its_group():
 
 @pytest.mark.parametrize("arguments", [["explain", "data-corruption"], ["explain", "bandwidth"], ["list"]])
 def test_explaining_and_listing_never_import_torch(arguments):
-    script = f"import sys; from ncclcheck.cli import main; main({arguments!r}, standalone_mode=False); sys.exit('torch' in sys.modules)"
+    script = f"import sys; from ncclcheck.cli import cli; cli({arguments!r}, standalone_mode=False); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], timeout=30, capture_output=True, check=False)
     assert done.returncode == 0 and done.stdout.strip() and not done.stderr

@@ -16,7 +16,7 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from ncclcheck import vllm_model
+from ncclcheck import vllm_answers, vllm_model, vllm_traffic
 from ncclcheck.collect import processes
 from ncclcheck.evidence import vllm_log
 from ncclcheck.journal import Journal, SlotReader, create_slots
@@ -173,7 +173,7 @@ def test_the_model_can_be_split_over_any_number_of_ranks(tp: int) -> None:
     assert shape["num_attention_heads"] >= 4
     assert shape["hidden_size"] % shape["num_attention_heads"] == 0
     assert shape["vocab_size"] % 64 == 0, "vLLM would pad it, and the padding need not be divisible"
-    assert max(map(max, vllm_engine.PROMPTS)) < shape["vocab_size"]
+    assert max(map(max, vllm_answers.PROMPTS)) < shape["vocab_size"]
 
 
 def test_the_model_is_the_same_bytes_each_time_and_another_seed_is_another_model(tmp_path: Path) -> None:
@@ -231,9 +231,9 @@ def test_the_first_different_token_is_named() -> None:
 
 def test_traffic_that_left_by_no_counter_never_passes() -> None:
     rank = Rank(RankId(0), 2, Journal(None, 0, 0), {})
-    kinds = [fact.kind for fact in vllm_engine._traffic(rank, vllm_engine._sent_bytes(), 2**62)]
+    kinds = [fact.kind for fact in vllm_traffic.check(rank, vllm_traffic.sent_bytes(), 2**62)]
     assert kinds in (["traffic", "fail"], ["traffic", "note"])  # a note where this machine has ways out that count nothing
-    assert [fact.kind for fact in vllm_engine._traffic(rank, vllm_engine._sent_bytes(), 0)] == ["traffic"]
+    assert [fact.kind for fact in vllm_traffic.check(rank, vllm_traffic.sent_bytes(), 0)] == ["traffic"]
 
 
 class Job:
@@ -327,7 +327,8 @@ def test_a_rank_with_other_weights_is_caught_although_the_ranks_agree_on_every_t
 @pytest.mark.timeout(140)
 def test_a_rank_killed_while_tokens_are_generated_leaves_the_step_it_was_in(job: Job, tmp_path: Path) -> None:
     create_slots(tmp_path / "slots", 2)
-    process = job.start(*TORCHRUN, "-m", "ncclcheck.rank", "vllm_engine", NCCLCHECK_DIR=str(tmp_path), NCCLCHECK_INJECT="kill@rank=1,after=20")
+    planted = {"NCCLCHECK_DIR": str(tmp_path), "NCCLCHECK_INJECT": "kill@rank=1,after=20", "NCCLCHECK_PARENT": str(os.getpid())}
+    process = job.start("-m", "ncclcheck.torchrun", *TORCHRUN[2:], "-m", "ncclcheck.rank", "vllm_engine", **planted)
     reader = SlotReader(tmp_path / "slots", 2)
     deadline = time.monotonic() + 120
     while not ((victim := reader.read()[1]) and (seen := processes.read(victim.pid)) is not None and seen.dead):

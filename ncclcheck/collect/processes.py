@@ -58,6 +58,15 @@ def wchan(pid: int) -> str:
     return ""
 
 
+def variable(pid: int, name: str) -> str:
+    """The value of a variable in a process's environment; empty where it has none or may not be read."""
+    with contextlib.suppress(OSError):
+        for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            if entry.startswith(f"{name}=".encode()):
+                return entry.partition(b"=")[2].decode("utf-8", "replace")
+    return ""
+
+
 def marked(*marks: str) -> Iterator[Process]:
     """Processes whose environment carries all of these `NAME=value` marks (engine cores and workers inherit them)."""
     wanted = [mark.encode() for mark in marks]
@@ -70,6 +79,20 @@ def marked(*marks: str) -> Iterator[Process]:
             continue  # gone, or another user's
         if all(mark in environ for mark in wanted) and (process := read(int(entry))) and not process.dead:
             yield process
+
+
+def descendants(pid: int) -> Iterator[Process]:
+    """Every living child of a process, their children and so on."""
+    parents: dict[int, list[Process]] = {}
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        if process := read(int(entry)):
+            parents.setdefault(process.ppid, []).append(process)
+    queue = [pid]
+    while queue:
+        for child in parents.get(queue.pop(), ()):
+            queue.append(child.pid)
+            if not child.dead:
+                yield child
 
 
 def shared_memory(pid: int) -> set[str]:

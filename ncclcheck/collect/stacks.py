@@ -60,7 +60,8 @@ async def _py_spy(rank: int, pid: int, folder: Path) -> Fact:
         program, "dump", "--nonblocking", "--pid", str(pid), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     try:
-        out, err = await asyncio.wait_for(process.communicate(), BOUND)
+        async with asyncio.timeout(BOUND):
+            out, err = await process.communicate()
     except TimeoutError:
         process.kill()
         await process.wait()

@@ -19,7 +19,7 @@ from collections import Counter
 from ncclcheck.model import Finding, Run
 from ncclcheck.rules import _reading as reading
 
-EXPLAINS = ("network_unreachable",)
+EXPLAINS = ("network_unreachable", "rank_killed", "rank_died_exception", "peer_reset")  # Gloo aborts the rank that gets the larger message
 
 
 def check(run: Run) -> list[Finding]:

@@ -4,6 +4,10 @@ Blames
     fact left-over @ b what=process-812 state=D
     => b
 
+Blames
+    fact no-answer @ b order=Stop seconds=8
+    => b
+
 Spares
     fact missing-node @ b node_rank=1 nproc_per_node=1
 """
@@ -14,7 +18,18 @@ from ncclcheck.rules import _reading as reading
 
 def check(run: Run) -> list[Finding]:
     """Processes and shared memory that outlived their launch, per host."""
-    result = []
+    result = [
+        Finding(
+            "left-over",
+            f"{fact.host} did not confirm in {fact.get('seconds'):g} s that its ranks are ended",
+            Culprit(hosts=[fact.host] if fact.host else None),
+            0.7,
+            reading.quote(fact),
+            f"on {fact.host}: grep -l NCCLCHECK_RUN /proc/*/environ   # what is left; end it by pid",
+        )
+        for fact in run.of("no-answer")
+        if fact.get("order") == "Stop"
+    ]
     for host in dict.fromkeys(fact.host for fact in run.of("left-over")):
         facts = [fact for fact in run.of("left-over") if fact.host == host]
         what = ", ".join(f"{fact.get('what')}" + (f" ({fact.get('state')})" if fact.get("state") else "") for fact in facts)

@@ -44,7 +44,7 @@ def check(run: Run) -> list[Finding]:
                 f"read the traceback on {first.host or 'its host'} (in the run directory); alike on all ranks, it is probably the installation",
             )
         )
-    for fact in run.of("launcher-failed"):
+    for fact in (fact for fact in run.of("launcher-failed") if fact.get("code") > 0):
         said = fact.source.text.strip() if fact.source else "it said nothing"
         result.append(
             Finding(

@@ -19,7 +19,7 @@ from ncclcheck.rules import _reading as reading
 
 def check(run: Run) -> list[Finding]:
     """Ranks that left in order, or with exit code 0, while another one is inside a collective."""
-    clean = {fact.rank for fact in run.of("exit") if fact.get("code") == 0}
+    clean = {fact.rank for kind in ("exit", "gone") for fact in run.of(kind) if fact.get("code") == 0}
     left = [fact for fact in run.facts if fact.rank is not None and (fact.kind == "done" or (fact.kind == "gone" and fact.rank in clean))]
     ranks = [fact.rank for fact in left if fact.rank is not None]
     if not ranks or not reading.waiting(run, ranks):

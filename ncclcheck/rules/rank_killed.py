@@ -10,8 +10,18 @@ Blames
 
 Blames
     rank 0 @ a: init, all_reduce... | error RuntimeError: Connection reset by peer
-    rank 1 @ b: init, all_reduce... | gone
+    rank 1 @ b: init, all_reduce... | gone -9
     => 1
+
+Blames
+    rank 0 @ a: init, all_reduce...
+    rank 1 @ a: init, all_reduce... | gone -9
+    fact launcher-failed @ a code=-9
+    => 1
+
+Spares
+    rank 0 @ a: init, all_reduce...
+    rank 1 @ b: init | gone 0
 
 Spares
     rank 0 @ a: init, all_reduce
@@ -30,6 +40,11 @@ def check(run: Run) -> list[Finding]:
     """One finding per rank that died without a word of its own."""
     spoke = {fact.rank for fact in run.of("error")}
     codes = {fact.rank: fact for fact in run.of("exit") if fact.rank is not None}
+    with_it = {
+        fact.host: f"torchrun of {fact.host} was killed by {signal.Signals(-fact.get('code')).name}, and with it "
+        for fact in run.of("launcher-failed")
+        if fact.get("code") < 0
+    }
     result = []
     for gone in run.of("gone"):
         if gone.rank is None or gone.rank in spoke:
@@ -38,13 +53,13 @@ def check(run: Run) -> list[Finding]:
         code = exit_.get("code") if exit_ else gone.get("code")
         if code is not None and code >= 0:
             continue
-        how = f"was killed by {signal.Signals(-code).name}" if code is not None else "died without a word"
+        how = f"was killed by {signal.Signals(-code).name}" if code is not None else "is gone without a word (its exit code is not known), last seen"
         result.append(
             Finding(
                 "rank-killed",
-                f"{run.name(gone.rank)} {how} {reading.at(run, gone.rank)}{reading.bystanders(run, [gone.rank])}",
+                f"{with_it.get(gone.host, '')}{run.name(gone.rank)} {how} {reading.at(run, gone.rank)}{reading.bystanders(run, [gone.rank])}",
                 run.blame([gone.rank]),
-                0.97 if code is not None else 0.85,
+                0.97 if code is not None else 0.6,
                 reading.quote(*([exit_] if exit_ else []), gone),
                 f"on {gone.host or 'its host'}: dmesg -T | grep -i -E 'out of memory|oom|killed process|segfault|Xid'   # who sent the signal; "
                 "then free -h, or raise the memory limit of the job",

@@ -16,7 +16,7 @@ from ncclcheck.model import Culprit, Evidence, Finding, Run
 
 _TITLES = {
     "unreachable": "{host} cannot reach the master address {name}:{port}: {text}",
-    "silent-host": "{host} gets no answer at all from the master address {name}:{port}: no such host there, or everything to it is dropped",
+    "silent-host": "{host} gets no answer at all from the master address {name}:{port}: no such host, a dead one, or a firewall",
     "not-ours": "the master address {name} is not an address of {host}, which is to be node 0: {text}",
 }
 
@@ -28,7 +28,7 @@ def check(run: Run) -> list[Finding]:
             "wrong-master-addr",
             _TITLES[fact.get("answer")].format(host=fact.host, **fact.fields),
             Culprit(hosts=[fact.host] if fact.host else None),
-            0.9,
+            0.8 if fact.get("answer") == "silent-host" else 0.9,
             [Evidence("", 0, str(fact.get("text")))],
             "give --master, on every node, the address that node 0 has on the network they share (`ip -br addr` there); then ping it from here",
         )
