@@ -37,6 +37,7 @@ class LocalLaunch:
         self.folder.mkdir(mode=0o700)
         self._order = order
         self._host = host
+        self._node_rank = node_rank
         self._task = task
         self._marks = (f"NCCLCHECK_RUN={run_id}", f"NCCLCHECK_NODE={node_rank}")
         self._environ = {
@@ -107,16 +108,20 @@ class LocalLaunch:
 
     def poll(self) -> tuple[list[Slot], list[Line], dict[int, int], list[Fact], bool]:
         """What is seen now: slots, new journal lines, beats of opaque steps, newly noticed deaths and stops, and whether all is over."""
-        slots = [slot for slot in self._reader.read() if slot]
+        states = {slot.rank: self._process(slot) for slot in self._slots()}
+        slots = self._slots()  # after the states: what a dead process announced last is final
         lines = list(self._tail.more())
         beats: dict[int, int] = {}
         news: list[Fact] = []
         alive = False
         for slot in slots:
-            process = self._process(slot)
+            if slot.rank not in states:  # it has just announced itself
+                alive = True
+                continue
+            process = states[slot.rank]
             if process is None or process.dead:
                 if not slot.done:
-                    news += self._tell("gone", slot, {"code": process.exit_code if process else None})
+                    news += self._tell("gone", slot.rank, slot.pid, {"code": process.exit_code if process else None})
                 continue
             alive = True
             if slot.opaque and slot.step.inside:
@@ -125,14 +130,18 @@ class LocalLaunch:
             if process.stopped:
                 since = self._stopped_since.setdefault(slot.rank, time.monotonic())
                 if time.monotonic() - since >= STOPPED_FOR:
-                    news += self._tell("stopped", slot, {"state": process.state})
+                    news += self._tell("stopped", slot.rank, slot.pid, {"state": process.state})
             else:
                 self._stopped_since.pop(slot.rank, None)
         if len(slots) < self._count:
-            news += self._early_deaths({slot.pid for slot in slots})
+            news += self._early_deaths()
         news += self._launcher_news(complete=len(slots) == self._count)
         over = self._launcher is not None and self._launcher.poll() is not None and not alive
         return slots, lines, beats, news, over
+
+    def _slots(self) -> list[Slot]:
+        """The slots of the ranks that have announced themselves."""
+        return [slot for slot in self._reader.read() if slot]
 
     def _process(self, slot: Slot) -> processes.Process | None:
         """The rank's process, which may be dead and not yet reaped; None once it is gone or its pid belongs to another."""
@@ -140,16 +149,16 @@ class LocalLaunch:
         first = self._seen.setdefault(slot.rank, now) if now else None
         return now if now and first and now.start == first.start else None
 
-    def _tell(self, kind: str, slot: Slot, fields: dict[str, object]) -> list[Fact]:
-        if not self._once(kind, slot.rank):
+    def _tell(self, kind: str, rank: int, pid: int, fields: dict[str, object]) -> list[Fact]:
+        if not self._once(kind, rank):
             return []
         if kind == "gone" and fields["code"] is None:
-            self._unknown_exits.add(slot.rank)
-        return [Fact(kind, self._host, slot.rank, slot.pid, fields)]
+            self._unknown_exits.add(rank)
+        return [Fact(kind, self._host, rank, pid, fields)]
 
     async def collect(self) -> list[Fact]:
         """State, wait channel and stack of every rank that is alive, and what the logs say; at most about 4 s."""
-        alive = [(slot, process) for slot in self._reader.read() if slot and (process := self._process(slot)) and not process.dead]
+        alive = [(slot, process) for slot in self._slots() if (process := self._process(slot)) and not process.dead]
         facts = [
             Fact(
                 "state",
@@ -184,7 +193,7 @@ class LocalLaunch:
         facts = [replace(fact, fields={**fact.fields, "remedy": fact.get("remedy", "").replace("INTERFACE", interface)}) for fact in facts]
         return facts + self._exits()
 
-    def _early_deaths(self, announced: set[int]) -> list[Fact]:
+    def _early_deaths(self) -> list[Fact]:
         """Ranks that die before they have announced themselves: children of the launcher that were there and are dead."""
         if self._launcher is None:
             return []
@@ -192,13 +201,11 @@ class LocalLaunch:
             if child.pid not in self._newborn and (text := processes.variable(child.pid, "RANK")):
                 self._newborn[child.pid] = int(text)
         news: list[Fact] = []
-        for pid, rank in self._newborn.items():
-            process = processes.read(pid)
-            if pid not in announced and (process is None or process.dead) and self._once("gone", rank):
-                code = process.exit_code if process else None
-                if code is None:
-                    self._unknown_exits.add(rank)
-                news.append(Fact("gone", self._host, rank, pid, {"code": code}))
+        states = {pid: processes.read(pid) for pid in self._newborn}
+        announced = {slot.pid for slot in self._slots()}  # after the states, as above
+        for pid, process in states.items():
+            if pid not in announced and (process is None or process.dead):
+                news += self._tell("gone", self._newborn[pid], pid, {"code": process.exit_code if process else None})
         return news
 
     def _launcher_news(self, complete: bool) -> list[Fact]:
@@ -229,16 +236,13 @@ class LocalLaunch:
 
     def _exits(self) -> list[Fact]:
         facts: list[Fact] = []
-        ranks = {slot.pid: slot.rank for slot in self._reader.read() if slot}
+        first = self._node_rank * self._count  # rank of this node's local_rank 0
         if self._task is not None and self._launcher is not None and (code := self._launcher.poll()) not in (None, 0):
             return [Fact("exit", self._host, self._task["rank"], self._launcher.pid, {"code": code})]
         for number, text in enumerate((self.folder / "launcher.log").read_text(errors="replace").split("\n"), 1):
             if match := _EXIT.search(text):
-                pid = int(match["pid"])
                 source = Evidence(f"{self.id}/launcher.log", number, text.strip())
-                facts.append(
-                    Fact("exit", self._host, ranks.get(pid), pid, {"code": int(match["code"]), "local_rank": int(match["local_rank"])}, source)
-                )
+                facts.append(Fact("exit", self._host, first + int(match["local_rank"]), int(match["pid"]), {"code": int(match["code"])}, source))
         return facts
 
     def _ours(self) -> list[processes.Process]:

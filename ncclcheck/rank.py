@@ -63,7 +63,7 @@ def _settle(folder: Path, rank: int) -> None:
     faulthandler.enable()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, when a peer fails; it kills us after its shutdown time-out
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(os.environ["NCCLCHECK_PARENT"]):
+    if os.getppid() != int(os.environ.get("NCCLCHECK_PARENT", os.getppid())):
         sys.exit("ncclcheck: the launcher left before this rank came up")
 
 

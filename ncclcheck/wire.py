@@ -223,6 +223,8 @@ class Server:
     async def close(self) -> None:
         """Stop listening, after at most half a second for what is still on its way out."""
         self._socket.disable_monitor()
+        with contextlib.suppress(zmq.ZMQError):  # (bind had failed)
+            self._socket.unbind(LOCAL)  # the name is free at once: closing goes on in the background
         self._socket.close(linger=500)
         await asyncio.sleep(0)
 

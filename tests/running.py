@@ -72,14 +72,19 @@ class Job:
 
     def ranks(self) -> dict[int, int]:
         """rank -> pid of the ranks that run now (pids as this process sees them)."""
+        return {int(rank): pid for rank, pid in self._running("ncclcheck.rank", "RANK")}
+
+    def launchers(self) -> dict[int, int]:
+        """node_rank -> pid of torchrun there."""
+        return {int(node): pid for node, pid in self._running("ncclcheck.torchrun", "NCCLCHECK_NODE")}
+
+    def _running(self, module: str, variable: str) -> Iterator[tuple[str, int]]:
+        """The value of a variable, and the pid, of each process of this run that runs a module."""
         marks = [f"NCCLCHECK_RUN={path.name}".encode() for path in self.folder.glob("ncclcheck-runs/*")]
-        found = {}
         for pid, environ in environments():
-            if any(mark in environ for mark in marks) and (rank := next((e for e in environ if e.startswith(b"RANK=")), None)):
-                with contextlib.suppress(OSError):
-                    if b"ncclcheck.rank" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                        found[int(rank[5:])] = pid
-        return found
+            value = next((entry.partition(b"=")[2].decode() for entry in environ if entry.startswith(f"{variable}=".encode())), None)
+            if value is not None and any(mark in environ for mark in marks) and module in _command(pid).split()[:5]:
+                yield value, pid
 
     def left(self) -> list[str]:
         """Processes that carry this run's mark, whatever they are."""

@@ -76,7 +76,7 @@ def test_the_scan_sees_a_cause_in_each_form_in_which_it_is_emitted():
         "coordinator.py": "probe-crashed",  # a fact's field
         "pattern.py": "data-corruption",
         "evidence/vllm_log.py": "tp-not-divisible",  # a row of a table
-        "probes/vllm_engine.py": "network-bypassed",  # an argument of the module's own function
+        "vllm_traffic.py": "network-bypassed",  # an argument of the module's own function
         "probes/wiring.py": "nccl-version-mismatch",  # by way of a variable
     }
     assert {name: cause for name, cause in forms.items() if cause not in emitted((PACKAGE / name).read_text(encoding="utf-8"))} == {}

@@ -47,6 +47,26 @@ def test_a_rank_hit_in_the_middle_of_a_probe_is_named_within_10_s_and_nothing_is
     assert job.left() == []
 
 
+@pytest.mark.parametrize("number", CAUSES, ids=lambda number: number.name)
+def test_torchrun_itself_killed_or_stopped_is_what_the_verdict_names(job: Job, number: signal.Signals) -> None:
+    until(lambda: job.announced(1, "all_reduce"), 60, "bandwidth at work")
+    os.kill(job.launchers()[1], number)
+    assert job.wait(15) == 1
+    (finding,) = job.report["findings"]
+    assert finding["cause"] == CAUSES[number] and finding["culprit"]["hosts"] == ["node1"]
+    assert "torchrun of node1" in finding["title"]
+    assert job.left() == []
+
+
+def test_a_rank_killed_before_it_could_say_a_word_is_named_within_10_s(job: Job) -> None:
+    pid = until(lambda: job.ranks().get(1), 60, "rank 1")
+    os.kill(pid, signal.SIGKILL)
+    assert job.wait(10) == 1
+    (finding,) = job.report["findings"]
+    assert finding["cause"] == "rank-killed" and finding["culprit"]["ranks"] == [1] and finding["culprit"]["hosts"] == ["node1"]
+    assert job.left() == []
+
+
 @pytest.mark.parametrize("lost", [1, 0])
 def test_an_agent_that_is_killed_is_reported_by_the_other_and_its_ranks_go_with_it(job: Job, lost: int) -> None:
     until(lambda: job.announced(0, "all_reduce"), 60, "bandwidth at work")

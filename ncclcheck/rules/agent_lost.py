@@ -11,7 +11,7 @@ Spares
     fact missing-node @ b node_rank=1 nproc_per_node=1
 """
 
-from ncclcheck.model import Culprit, Finding, Run
+from ncclcheck.model import Culprit, Fact, Finding, Run
 from ncclcheck.rules import _reading as reading
 
 EXPLAINS = ("rank_died_exception", "rank_killed", "network_unreachable")
@@ -22,7 +22,7 @@ def check(run: Run) -> list[Finding]:
     return [
         Finding(
             "agent-lost",
-            f"the agent of node {fact.get('node_rank')} ({fact.host}) was lost: {fact.get('reason')}",
+            f"the agent of {_node(fact)} was lost: {fact.get('reason')}",
             Culprit(hosts=[fact.host] if fact.host else None),
             0.95,
             reading.quote(fact, *[*run.of("stack"), *run.of("traceback")][:3]),
@@ -30,3 +30,8 @@ def check(run: Run) -> list[Finding]:
         )
         for fact in run.of("agent-lost")
     ]
+
+
+def _node(fact: Fact) -> str:
+    """`node 1 (gpu-02)`; an agent that was never numbered goes by its host."""
+    return f"node {fact.get('node_rank')} ({fact.host})" if fact.get("node_rank") is not None else str(fact.host)

@@ -19,6 +19,12 @@ Blames
     fact launcher-failed @ a code=-9
     => 1
 
+Blames
+    rank 0 @ a: init...
+    rank 1 @ b: init | exit -9
+    fact launcher-failed @ b code=1
+    => 1
+
 Spares
     rank 0 @ a: init, all_reduce...
     rank 1 @ b: init | gone 0
@@ -33,7 +39,15 @@ import signal
 from ncclcheck.model import Finding, Run
 from ncclcheck.rules import _reading as reading
 
-EXPLAINS = ("rank_stuck_in_python", "rank_died_exception", "rank_exited_early", "network_unreachable", "missing_rank_at_rendezvous", "peer_reset")
+EXPLAINS = (
+    "rank_stuck_in_python",
+    "rank_died_exception",
+    "rank_exited_early",
+    "network_unreachable",
+    "missing_rank_at_rendezvous",
+    "peer_reset",
+    "probe_crashed",
+)
 
 
 def check(run: Run) -> list[Finding]:
@@ -45,11 +59,12 @@ def check(run: Run) -> list[Finding]:
         for fact in run.of("launcher-failed")
         if fact.get("code") < 0
     }
+    gone_facts = {fact.rank: fact for kind in ("exit", "gone") for fact in run.of(kind)}
     result = []
-    for gone in run.of("gone"):
-        if gone.rank is None or gone.rank in spoke:
+    for rank, gone in gone_facts.items():
+        if rank is None or rank in spoke:
             continue
-        exit_ = codes.get(gone.rank)
+        exit_ = codes.get(rank)
         code = exit_.get("code") if exit_ else gone.get("code")
         if code is not None and code >= 0:
             continue
@@ -57,10 +72,10 @@ def check(run: Run) -> list[Finding]:
         result.append(
             Finding(
                 "rank-killed",
-                f"{with_it.get(gone.host, '')}{run.name(gone.rank)} {how} {reading.at(run, gone.rank)}{reading.bystanders(run, [gone.rank])}",
-                run.blame([gone.rank]),
+                f"{with_it.get(gone.host, '')}{run.name(rank)} {how} {reading.at(run, rank)}{reading.bystanders(run, [rank])}",
+                run.blame([rank]),
                 0.97 if code is not None else 0.6,
-                reading.quote(*([exit_] if exit_ else []), gone),
+                reading.quote(*([exit_] if exit_ and exit_ is not gone else []), gone),
                 f"on {gone.host or 'its host'}: dmesg -T | grep -i -E 'out of memory|oom|killed process|segfault|Xid'   # who sent the signal; "
                 "then free -h, or raise the memory limit of the job",
             )
