@@ -9,14 +9,17 @@ import asyncio
 import contextlib
 import ctypes
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 from ncclcheck import wire
+from ncclcheck.bounded import Awake, bounded
 from ncclcheck.journal import Line
 from ncclcheck.launch import LocalLaunch
 from ncclcheck.model import Fact
 
+POLL_BOUND = 30.0  # seconds that a look may take (/proc and disks may be slow)
 TICK = 0.1  # seconds between two looks at the local ranks
 SHIP = 0.5  # seconds between two reports of changes; deaths and stops are reported at once
 REPEAT = 2.0
@@ -44,7 +47,10 @@ class Agent:
         self._run_id = ""
         self._node_rank = -1
         self._node_folder = folder
-        self._heard = 0.0  # monotonic time of node 0's last message; 0.0: never
+        self._awake = Awake()
+        self._heard = -1.0  # waking time of node 0's last message; -1.0: never
+        self._orders: deque[wire.Any_] = deque()
+        self._news = asyncio.Event()
         self._launches: dict[str, LocalLaunch] = {}
         self._watching: dict[str, asyncio.Task[None]] = {}
         self._jobs: set[asyncio.Task[None]] = set()
@@ -53,7 +59,7 @@ class Agent:
     @property
     def met(self) -> bool:
         """Whether node 0 has answered at all."""
-        return self._heard > 0
+        return self._heard >= 0
 
     @property
     def run_id(self) -> str:
@@ -67,30 +73,37 @@ class Agent:
 
     async def run(self) -> bytes:
         """Take orders until the verdict comes. Raises NodeLost or Paused. Whatever happens, no rank of this node outlives it."""
-        beat = asyncio.create_task(self._beat())
+        always = [asyncio.create_task(work) for work in (self._awake.keep(), self._beat(), self._hear())]
         try:
             while True:
-                for task in [task for task in (*self._watching.values(), *self._jobs, beat) if task.done()]:
+                for task in [task for task in (*self._watching.values(), *self._jobs, *always) if task.done()]:
                     self._jobs.discard(task)
                     task.result()  # an agent that cannot watch or end its ranks must say so
-                asked = time.monotonic()
-                try:
-                    async with asyncio.timeout(wire.BEAT):
-                        message = await self._client.receive()
-                except TimeoutError:
-                    if time.monotonic() - asked > wire.BEAT + wire.PAUSE:
-                        raise Paused(time.monotonic() - asked) from None
-                    if self.met and time.monotonic() - self._heard > wire.SILENCE:
-                        raise NodeLost(await self._look()) from None
-                    continue
-                self._heard = time.monotonic()
-                if isinstance(message, wire.Result):
-                    self._client.send(wire.Ack())
-                    return message.report
-                self._obey(message)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(TICK):
+                        await self._news.wait()
+                self._news.clear()
+                while self._orders:
+                    message = self._orders.popleft()
+                    if isinstance(message, wire.Result):
+                        self._client.send(wire.Ack())
+                        return message.report
+                    self._obey(message)
+                if self.met and self._awake.seconds - self._heard > wire.SILENCE:
+                    if self._awake.absent > wire.PAUSE:
+                        raise Paused(self._awake.absent)
+                    raise NodeLost(await self._look())
         finally:
-            beat.cancel()
+            for task in always:
+                task.cancel()
             await self._end_all()
+
+    async def _hear(self) -> None:
+        """Take in what node 0 says, and that it says something."""
+        while True:
+            self._orders.append(await self._client.receive())
+            self._heard = self._awake.seconds
+            self._news.set()
 
     def leave(self, reason: str) -> None:
         """Tell node 0, where it listens, that this agent goes."""
@@ -129,7 +142,7 @@ class Agent:
         lines: list[Line] = []
         shipped = repeated = 0.0
         while True:
-            slots, new, beats, facts, over = launch.poll()
+            slots, new, beats, facts, over = await bounded(launch.poll, POLL_BOUND)
             lines += new
             now = time.monotonic()
             if now - repeated >= REPEAT:
@@ -147,7 +160,7 @@ class Agent:
     async def _collect(self, name: str) -> None:
         launch = self._launches[name]
         facts = await launch.collect()
-        slots, lines, beats, news, over = launch.poll()
+        slots, lines, beats, news, over = await bounded(launch.poll, POLL_BOUND)
         self._client.send(wire.Progress(name, slots, lines, beats, news, over))  # so that all nodes are seen as of now
         self._client.send(wire.Collected(name, facts))
 

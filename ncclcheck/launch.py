@@ -9,18 +9,21 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from ncclcheck import wire
+from ncclcheck.bounded import bounded
 from ncclcheck.collect import master, processes, stacks
 from ncclcheck.evidence import traceback, vllm_log
 from ncclcheck.journal import Line, Slot, SlotReader, Tail, create_slots
 from ncclcheck.model import Evidence, Fact
 
 END_BOUND = 5.0  # seconds in which a killed process must be gone
+LOGS_BOUND = 5.0  # seconds in which the logs are read
 EXIT_BOUND = 1.5  # seconds in which torchrun has said how a rank ended
 LOG_BYTES = 8 * 2**20  # of a rank's log that are read, from its end
 LOG_FACTS = 20  # of one kind that are kept of a log, from its beginning and from its end
@@ -61,6 +64,7 @@ class LocalLaunch:
         self._unknown_exits: set[int] = set()
         self._newborn: dict[int, int] = {}  # pid -> rank, of processes that have not announced themselves yet
         self._shared = set(processes.orphaned_shared_memory())
+        self._lock = threading.Lock()
         self._launcher: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -107,7 +111,14 @@ class LocalLaunch:
         return local if self._task is None else self._task["local_rank"]
 
     def poll(self) -> tuple[list[Slot], list[Line], dict[int, int], list[Fact], bool]:
-        """What is seen now: slots, new journal lines, beats of opaque steps, newly noticed deaths and stops, and whether all is over."""
+        """What is seen now: slots, new journal lines, beats of opaque steps, newly noticed deaths and stops, and whether all is over.
+
+        It reads files of /proc, which may block: call it from a thread. One call at a time goes ahead.
+        """
+        with self._lock:
+            return self._poll()
+
+    def _poll(self) -> tuple[list[Slot], list[Line], dict[int, int], list[Fact], bool]:
         states = {slot.rank: self._process(slot) for slot in self._slots()}
         slots = self._slots()  # after the states: what a dead process announced last is final
         lines = list(self._tail.more())
@@ -171,7 +182,7 @@ class LocalLaunch:
         ]
         facts += await asyncio.gather(*(stacks.stack(slot.rank, slot.pid, self.folder, process.stopped) for slot, process in alive))
         await self._until_exits_are_told()
-        return facts + await asyncio.to_thread(self.logs)
+        return facts + await bounded(self.logs, LOGS_BOUND)
 
     async def _until_exits_are_told(self) -> None:
         """Where a rank was gone before its exit code could be read, the launcher says it; wait for that, bounded."""
@@ -255,7 +266,7 @@ class LocalLaunch:
         deadline = time.monotonic() + END_BOUND
         mapped: set[str] = set()
         while True:
-            ours = self._ours()
+            ours = await bounded(self._ours, END_BOUND)
             for process in ours:
                 mapped |= processes.shared_memory(process.pid)
                 if process.state != "D":

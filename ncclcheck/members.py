@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from ncclcheck import wire
+from ncclcheck.bounded import Awake
 from ncclcheck.model import Fact
 from ncclcheck.rollcall import Roll
 from ncclcheck.watch import View
@@ -30,7 +31,8 @@ class Members:
         self._refusal = refusal
         self._numbers: dict[bytes, int] = {}  # who takes part now
         self._settled: dict[bytes, int] = {}  # who did at the roll call
-        self._heard: dict[bytes, float] = {}
+        self._awake = Awake()
+        self._heard: dict[bytes, float] = {}  # by our own waking time
         self._left: dict[bytes, str] = {}  # who said goodbye, and why
         self._answers: dict[tuple[type, str], dict[bytes, list[Fact]]] = {}
         self._acks: set[bytes] = set()
@@ -41,7 +43,7 @@ class Members:
 
     def open(self) -> None:
         """Begin to listen."""
-        self._tasks = [asyncio.create_task(work) for work in (self._listen(), self._beat(), self._server.watch())]
+        self._tasks = [asyncio.create_task(work) for work in (self._awake.keep(), self._listen(), self._beat(), self._server.watch())]
 
     def close(self) -> None:
         """Listen no more."""
@@ -67,8 +69,7 @@ class Members:
 
     def drop_silent(self, seconds: float) -> None:
         """Strike from the roll who has said nothing for so long."""
-        now = time.monotonic()
-        for peer in [peer for peer in self._roll.hellos if now - self._heard[peer] > seconds]:
+        for peer in [peer for peer in self._roll.hellos if self._awake.seconds - self._heard[peer] > seconds]:
             self._roll.drop(peer)
 
     def drop(self, number: int) -> None:
@@ -82,20 +83,17 @@ class Members:
 
     async def until(self, predicate: Callable[[], object], seconds: float) -> bool:
         """Wait until something holds; False after `seconds`. Raises AgentLost when a node that takes part is gone."""
-        now = time.monotonic()
-        end = now + seconds
+        end = time.monotonic() + seconds
         while not predicate():
-            before, now = now, time.monotonic()
-            if now - before > wire.PAUSE and self._numbers:
-                raise AgentLost(0, f"it was itself stopped for {now - before:.0f} s")  # and heard nobody meanwhile: no judge of others
+            now = time.monotonic()
             for task in self._tasks:
                 if task.done():
                     task.result()  # it ends by an error only: who does not hear must not judge
             for peer, number in self._numbers.items():
                 if peer in self._left:
                     raise AgentLost(number, self._left[peer])
-                if now - self._heard[peer] > wire.SILENCE:
-                    raise AgentLost(number, f"silent for {wire.SILENCE:g} s")
+                if self._awake.seconds - self._heard[peer] > wire.SILENCE:
+                    raise self._silent(number)
             if now >= end:
                 return False
             self._news.clear()
@@ -103,6 +101,12 @@ class Members:
                 async with asyncio.timeout(min(TURN, end - now)):  # (wait_for of Python 3.11 may swallow an interrupt)
                     await self._news.wait()
         return True
+
+    def _silent(self, number: int) -> AgentLost:
+        """Who is lost when one of two does not hear the other: the one that was away."""
+        if self._awake.absent > wire.PAUSE:
+            return AgentLost(0, f"it was itself stopped for {self._awake.absent:.0f} s")
+        return AgentLost(number, f"silent for {wire.SILENCE:g} s")
 
     async def ask(self, order: wire.Collect | wire.Stop, answer: type, seconds: float) -> list[Fact]:
         """Send an order to every node and gather the answers; a node that gives none in time is a fact of kind "no-answer"."""
@@ -125,7 +129,7 @@ class Members:
     async def _listen(self) -> None:
         while True:
             peer, message = await self._server.receive()
-            self._heard[peer] = time.monotonic()
+            self._heard[peer] = self._awake.seconds
             match message:
                 case wire.Hello() if not self.settled:
                     self._roll.add(peer, message)

@@ -64,10 +64,7 @@ class View:
             self.beats[rank] = value
         for line in message.lines:
             self._line(line, folder, now)
-        for fact in message.facts:
-            self.facts.append(fact.placed(folder))
-            if fact.rank is not None and fact.rank not in self.ranks:  # it died before it could say who it is
-                self.ranks[fact.rank] = RankId(fact.rank, host=fact.host or "", pid=fact.pid)
+        self.facts += [fact.placed(folder) for fact in message.facts]
         if message.ended:
             self.over.add(peer)
 
@@ -144,4 +141,8 @@ class View:
     def run(self, more: list[Fact]) -> Run:
         """What triage reads."""
         done = [Fact("done", self.ranks[rank].host if rank in self.ranks else None, rank) for rank, slot in self.slots.items() if slot.done]
-        return Run(self.world_size, self.ranks, self.steps(), [*self.facts, *more, *done])
+        facts = [*self.facts, *more, *done]
+        nameless = {
+            fact.rank: RankId(fact.rank, host=fact.host or "", pid=fact.pid) for fact in facts if fact.rank is not None
+        }  # died too early to say
+        return Run(self.world_size, {**nameless, **self.ranks}, self.steps(), facts)

@@ -12,11 +12,10 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import click
 import pytest
 from running import Job, environments, until
 
-from ncclcheck.cli import main
+from ncclcheck.cli import cli
 
 HEAVY = ("torch", "zmq", "psutil", "pyroute2", "pynvml", "vllm")
 HERE = ("--nnodes", "1", "--nproc-per-node", "1")  # one rank on this machine, nothing emulated
@@ -81,10 +80,10 @@ def free_port() -> int:
         ("--run-dir file/inside", "cannot write to file/inside: Not a directory"),
         ("--run-dir /proc/inside", "cannot write to /proc/inside: "),
         ("--output file/inside", "/file: File exists"),
-        ("--output .", "Is a directory"),
+        ("wiring --output .", "Is a directory"),
         ("--emulate 2x1 --nnodes 2", "--emulate makes its own nodes: leave --nnodes out"),
         ("--emulate 2x1 --master a --hosts a", "leave --master and --hosts out"),
-        ("--emulate 2x", "--emulate: "),
+        ("wiring --emulate 2x", "--emulate: "),
         ("--emulate 0x1", "--emulate: "),
         ("--emulate twoxone", "--emulate: "),
         ("--inject hang", "--inject: "),
@@ -127,8 +126,7 @@ def test_what_only_prints_text_imports_nothing_heavy(words: str, tmp_path: Path)
 
 
 def test_the_options_of_each_command_are_the_known_ones() -> None:
-    assert isinstance(main, click.Group)
-    given = {name: [param.opts[0] for param in command.params] for name, command in main.commands.items()}
+    given = {name: [param.opts[0] for param in command.params] for name, command in cli.commands.items()}
     assert given == OPTIONS
 
 

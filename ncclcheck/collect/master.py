@@ -7,12 +7,10 @@ import errno
 import ipaddress
 import os
 import socket
-import threading
-from collections.abc import Callable
-from typing import Any, TypeVar
 
 import psutil
 
+from ncclcheck.bounded import bounded
 from ncclcheck.collect.host import addresses
 from ncclcheck.model import Fact
 
@@ -21,31 +19,6 @@ CONNECT_BOUND = 2.0
 GREETING_BOUND = 1.5
 _ZMTP_SIGNATURE = (b"\xff", b"\x7f")  # first and tenth byte of what a ZeroMQ peer says first (ZMTP 3.1, greeting)
 _OTHER_PORTS = (22, 111, 1)  # asked only whether the host says anything at all; a refusal is an answer
-T = TypeVar("T")
-
-
-async def bounded(work: Callable[..., T], seconds: float, *args: Any) -> T:
-    """Run blocking work in a thread that nobody has to wait for. Raises TimeoutError; the thread is then left to end by itself."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(setter: Callable[[Any], None], value: Any) -> None:
-        if not future.done():
-            setter(value)
-
-    def run() -> None:
-        try:
-            result = work(*args)
-        except Exception as error:
-            outcome: tuple[Callable[[Any], None], Any] = (future.set_exception, error)
-        else:
-            outcome = (future.set_result, result)
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(settle, *outcome)
-
-    threading.Thread(target=run, daemon=True).start()
-    async with asyncio.timeout(seconds):
-        return await future
 
 
 async def resolve(name: str) -> list[str]:
