@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import Any
@@ -125,7 +126,7 @@ def list_() -> None:
     """List the probes, faults and causes."""
     from ncclcheck import terms
 
-    click.echo(terms.listing())
+    _print(terms.listing())
 
 
 @cli.command()
@@ -144,11 +145,17 @@ def explain(words: tuple[str, ...]) -> None:
 
     word = " ".join(words)
     if text := terms.explain(word):
-        click.echo(text)
+        _print(text)
         return
     near = ", ".join(terms.suggest(word))
     click.echo(f"ncclcheck: nothing is called {word!r}" + (f"; did you mean {near}?" if near else "; see `ncclcheck list`"), err=True)
     _leave(2)
+
+
+def _print(text: str) -> None:
+    """One page on standard output; who closed the pipe has read enough."""
+    with contextlib.suppress(BrokenPipeError):
+        click.echo(text)
 
 
 def _leave(code: int) -> None:

@@ -79,7 +79,7 @@ class Coordinator:
             self._members.drop_silent(wire.SILENCE / 2)
             now = time.monotonic()
             contradicted = (contradicted or now) if self._roll.conflicts() else None
-            if contradicted and now - contradicted > SETTLE:
+            if contradicted and (now - contradicted > SETTLE or now > end):
                 return self._find(*self._roll.conflicts())
             if now > end:
                 return self._find(*self._absent())

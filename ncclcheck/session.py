@@ -34,6 +34,8 @@ def probe(names: Sequence[str], given: Mapping[str, Any], environ: Mapping[str, 
         raise Usage(f"--format {given['form']} is not known; choose from {', '.join(report.formats())}")
     if given["output"]:
         _writable(Path(given["output"]).resolve().parent)
+        if Path(given["output"]).is_dir():
+            raise Usage(f"cannot write to {given['output']}: Is a directory")
     if host.amd_present() and not host.nvidia_present():
         print("ncclcheck: unsupported: this is a ROCm machine, and only NVIDIA GPUs and CPUs can be tested", file=sys.stderr)
         return EXIT_CODES[Outcome.UNKNOWN]

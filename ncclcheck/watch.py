@@ -11,6 +11,7 @@ from ncclcheck.journal import Line, Slot
 from ncclcheck.model import Device, Evidence, Fact, RankId, Run, Step
 from ncclcheck.probe import STALL_FLOOR
 
+LEAVE_BOUND = 5.0  # seconds in which the launchers have left after their ranks
 START_BOUND = 90.0  # seconds without progress that are normal while a rank has not announced itself (interpreter, rendezvous)
 
 
@@ -111,6 +112,8 @@ class View:
                 return clock, 0.0
         if len(self.over) == self.nodes:
             return Clock.OVER, 0.0
+        if self.complete and self.slots and all(slot.done for slot in self.slots.values()) and now - self.progress > LEAVE_BOUND:
+            return Clock.OVER, 0.0  # the ranks have left in order; a launcher that does not is ended with the rest
         if (probe := self.current()) and now - self.began[probe] > self.timeouts[probe]:
             return Clock.PROBE, self.timeouts[probe]
         bound = self.bound() * self.patience

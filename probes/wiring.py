@@ -77,13 +77,13 @@ def exchange(row: Row, world_size: int, read: bool) -> list[Row]:
     """
     store = dist.distributed_c10d._get_default_store()
     store.set(f"ncclcheck/wiring/{store.add('ncclcheck/wiring', 1)}", json.dumps(row))
-    if not read:
-        return []
     keys = [f"ncclcheck/wiring/{number}" for number in range(1, world_size + 1)]
     try:
         store.wait(keys, timedelta(seconds=ARRIVAL))
     except dist.DistStoreError:  # not all came: those that did say who is missing
         keys = [key for key in keys if store.check([key])]
+    if not read:
+        return []  # but it waited as long: who leaves while another still connects to it breaks that one's init_process_group
     return [json.loads(store.get(key)) for key in keys]
 
 

@@ -16,6 +16,7 @@ from ncclcheck.model import Fact
 
 RESOLVE_BOUND = 5.0  # seconds
 CONNECT_BOUND = 2.0
+AT_ONCE = 0.5  # seconds in which a port that is not filtered has answered
 GREETING_BOUND = 1.5
 _ZMTP_SIGNATURE = (b"\xff", b"\x7f")  # first and tenth byte of what a ZeroMQ peer says first (ZMTP 3.1, greeting)
 _OTHER_PORTS = (22, 111, 1)  # asked only whether the host says anything at all; a refusal is an answer
@@ -69,9 +70,11 @@ async def look(host: str, name: str, address: str, port: int) -> Fact:
 
     `answer` is one of: refused, unreachable, silent-host, filtered, closed, silent, zmq, other; `text` quotes what was seen.
     """
-    answer, text = await _connect(address, port)
+    asking = asyncio.ensure_future(_connect(address, port))
+    await asyncio.wait([asking], timeout=AT_ONCE)
+    others = [] if asking.done() else await asyncio.gather(*(_connect(address, other) for other in _OTHER_PORTS))
+    answer, text = await asking
     if answer == "timeout":
-        others = await asyncio.gather(*(_connect(address, other) for other in _OTHER_PORTS))
         answer = "filtered" if any(kind in ("refused", "open") for kind, _ in others) else "silent-host"
     elif answer == "open":
         answer, text = await _greeting(address, port)
