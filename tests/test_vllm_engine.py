@@ -331,7 +331,7 @@ def test_a_rank_killed_while_tokens_are_generated_leaves_the_step_it_was_in(job:
     process = job.start("-m", "ncclcheck.torchrun", *TORCHRUN[2:], "-m", "ncclcheck.rank", "vllm_engine", **planted)
     reader = SlotReader(tmp_path / "slots", 2)
     deadline = time.monotonic() + 120
-    while not ((victim := reader.read()[1]) and (seen := processes.read(victim.pid)) is not None and seen.dead):
+    while not ((victim := reader.read()[1]) and ((seen := processes.read(victim.pid)) is None or seen.dead)):  # reaped, or not yet
         assert process.poll() is None and time.monotonic() < deadline, victim
         time.sleep(0.05)
     survivor = reader.read()[0]
