@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ncclcheck import wire
+from ncclcheck import registry, wire
 from ncclcheck.bounded import bounded
 from ncclcheck.collect import master, processes, stacks
-from ncclcheck.evidence import traceback, vllm_log
+from ncclcheck.evidence import traceback
 from ncclcheck.journal import Line, Slot, SlotReader, Tail, create_slots
 from ncclcheck.model import Evidence, Fact
 
@@ -193,9 +193,10 @@ class LocalLaunch:
     def logs(self) -> list[Fact]:
         """Causes that the ranks' own logs state, and exit codes that the launcher printed."""
         facts: list[Fact] = []
+        readers = [registry.load("evidence", name) for name in registry.names("evidence")]
         for path in sorted(self.folder.glob("rank*.log")):
             skipped, lines = _end_of(path)
-            for reader in (traceback, vllm_log):
+            for reader in readers:
                 found = [*reader.read(lines, f"{self.id}/{path.name}")]
                 for fact in found if len(found) <= 2 * LOG_FACTS else found[:LOG_FACTS] + found[-LOG_FACTS:]:
                     source = fact.source and replace(fact.source, line=fact.source.line + skipped)
