@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ncclcheck import __version__, units
+from ncclcheck.model import USAGE
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.4
@@ -117,7 +118,7 @@ def probe(names: tuple[str, ...], **given: Any) -> None:
         code = session.probe(names, given, os.environ)
     except (session.Usage, OSError) as error:
         click.echo(f"ncclcheck: {error}", err=True)
-        code = 2
+        code = USAGE
     _leave(code)
 
 
@@ -149,7 +150,7 @@ def explain(words: tuple[str, ...]) -> None:
         return
     near = ", ".join(terms.suggest(word))
     click.echo(f"ncclcheck: nothing is called {word!r}" + (f"; did you mean {near}?" if near else "; see `ncclcheck list`"), err=True)
-    _leave(2)
+    _leave(USAGE)
 
 
 def _print(text: str) -> None:

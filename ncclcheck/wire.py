@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import ipaddress
 import os
 import socket
 from collections.abc import Callable, Mapping
@@ -260,13 +259,6 @@ class Client:
     def close(self) -> None:
         """Leave, after at most half a second for what is still on its way out."""
         self._socket.close(linger=500)
-
-
-def numeric(address: str) -> bool:
-    """Whether this is an IP address rather than a name."""
-    with contextlib.suppress(ValueError):
-        return bool(ipaddress.ip_address(address))
-    return False
 
 
 _pending: set[asyncio.Future[Any]] = set()
