@@ -6,7 +6,6 @@ stacks. Without it a probe runs alone: rank 0 prints a table and a watchdog boun
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import importlib
 import json
@@ -22,7 +21,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from ncclcheck import fault, registry, units
+from ncclcheck import fault, parent, registry, units
 from ncclcheck.collect import host
 from ncclcheck.journal import Journal, fact_fields, sample_fields
 from ncclcheck.model import Device, Fact, RankId, Sample
@@ -31,7 +30,6 @@ from ncclcheck.probe import Rank
 INIT_BOUND = 60.0  # seconds without progress that are normal while communicators are made
 IMPORT_BOUND = 120.0  # the same while torch is read from disk
 LINGER = 3.0  # seconds a failing rank stays, so that its peers can be looked at before torchrun ends them
-_PR_SET_PDEATHSIG = 1
 
 
 def main(probes: list[str]) -> int:
@@ -62,9 +60,7 @@ def _settle(folder: Path, rank: int) -> None:
     faulthandler.register(signal.SIGUSR2, open(folder / f"rank{rank}.stack", "w"), all_threads=True)  # noqa: SIM115
     faulthandler.enable()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, when a peer fails; it kills us after its shutdown time-out
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(os.environ.get("NCCLCHECK_PARENT", os.getppid())):
-        sys.exit("ncclcheck: the launcher left before this rank came up")
+    parent.follow(int(os.environ.get("NCCLCHECK_PARENT", os.getppid())))
 
 
 def _run(probes: list[str], journal: Journal, rank: int, local_rank: int, alone: bool) -> bool:

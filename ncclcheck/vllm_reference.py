@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -11,11 +10,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ncclcheck import vllm_answers
+from ncclcheck import parent, vllm_answers
 from ncclcheck.vllm_answers import Answers
 
 BOUND = 120  # seconds for the whole process
-_PR_SET_PDEATHSIG = 1
 
 
 def answers(model: Path) -> Answers:
@@ -34,7 +32,7 @@ def answers(model: Path) -> Answers:
 
 def main(model: Path, out: Path) -> None:
     """What the process does. It ends with its parent, and in any case after its time."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent.follow()
     signal.alarm(BOUND)
     import torch
 
