@@ -13,8 +13,9 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 
-from ncclcheck import wire
+from ncclcheck import examination, wire
 from ncclcheck.bounded import Awake, bounded
+from ncclcheck.collect import bundle
 from ncclcheck.journal import Line
 from ncclcheck.launch import LocalLaunch
 from ncclcheck.model import Fact
@@ -38,12 +39,13 @@ class Paused(Exception):
 class Agent:
     """One node's agent. `run` returns the report that node 0 sent, as JSON bytes."""
 
-    def __init__(self, client: wire.Client, hello: wire.Hello, folder: Path, say: Callable[[str], None]) -> None:
-        """`folder` is where run directories are made; `say` shows one line of progress."""
+    def __init__(self, client: wire.Client, hello: wire.Hello, folder: Path, say: Callable[[str], None], pid: int | None = None) -> None:
+        """`folder` is where run directories are made; `say` shows one line of progress; only `pid`'s job is examined, if given."""
         self._client = client
         self._hello = hello
         self._folder = folder
         self._say = say
+        self._pid = pid
         self._run_id = ""
         self._node_rank = -1
         self._node_folder = folder
@@ -128,6 +130,8 @@ class Agent:
                 self._spawn(self._collect(name))
             case wire.Stop(launch=name) if name in self._launches:
                 self._spawn(self._stop(name))
+            case wire.Examine():
+                self._spawn(self._examine())
 
     def _start(self, order: wire.Launch) -> None:
         task = dict(self._hello.task) if self._hello.task else None
@@ -166,6 +170,17 @@ class Agent:
 
     async def _stop(self, name: str) -> None:
         self._client.send(wire.Stopped(name, await self.end(name)))
+
+    async def _examine(self) -> None:
+        """Bundle what is seen of the jobs on this node, and send it."""
+        try:
+            path = await bounded(lambda: bundle.write(self._node_folder, self._pid, self._say), examination.BUNDLE_BOUND)
+            pieces = examination.parts(path.read_bytes())
+        except (OSError, ValueError) as error:  # TimeoutError is one
+            self._client.send(wire.Examined(0, 1, b"", f"{type(error).__name__}: {error}"))
+            return
+        for number, piece in enumerate(pieces):
+            self._client.send(wire.Examined(number, len(pieces), piece))
 
     async def end(self, name: str) -> list[Fact]:
         """End one launch's ranks here; what of them is left. A launch is ended once."""

@@ -112,11 +112,77 @@ def probe(names: tuple[str, ...], **given: Any) -> None:
     Exit code: 0 ready; 1 not ready, or slower than it should be; 2 wrong usage; 3 not proven either way;
     130 or 143 interrupted.
     """
-    from ncclcheck import session
+    from ncclcheck import printing, session
 
     try:
         code = session.probe(names, given, os.environ)
-    except (session.Usage, OSError) as error:
+    except (printing.Usage, OSError) as error:
+        click.echo(f"ncclcheck: {error}", err=True)
+        code = USAGE
+    _leave(code)
+
+
+@cli.command()
+@click.argument("paths", nargs=-1, metavar="[PATH]...")
+@click.option("--live", is_flag=True, help="Look at the distributed jobs that run on this node now, without disturbing them.")
+@click.option("--pid", type=click.IntRange(1), metavar="PID", help="With --live: only this process and its descendants.")
+@click.option("--nnodes", type=click.IntRange(1), metavar="N", help="With --live, on each of N nodes: one verdict for all of them.")
+@click.option("--node-rank", type=click.IntRange(0), metavar="N", help="This node's number, from 0. Without it, --master's owner is 0.")
+@click.option("--master", metavar="ADDR[:PORT]", help="Address of node 0 (default port 29600); the same on every node.")
+@click.option("--hosts", metavar="A,B,C", help="The hosts that should take part, node 0 first, so that a missing one can be named.")
+@click.option("--token", envvar="NCCLCHECK_TOKEN", metavar="SECRET", help="A secret that keeps others out. Better set NCCLCHECK_TOKEN.")
+@click.option("--roll-call-timeout", type=Seconds(), default="60s", show_default=True, help="How long the nodes wait for each other.")
+@click.option("--run-dir", default="ncclcheck-runs", show_default=True, metavar="DIR", help="Where --live keeps what it saw.")
+@click.option("--format", "form", default="text", show_default=True, metavar="FORMAT", help="text, json, junit or prometheus.")
+@click.option("--output", metavar="FILE", help="Write the result there instead of to standard output.")
+def triage(paths: tuple[str, ...], **given: Any) -> None:
+    """Say who broke a job, why, and what to type, from whatever was left of it.
+
+    PATH is a log, a folder, a tar or zip, or - for standard input; give as many as there are. Anything helps: logs of
+    ranks, torchrun, vLLM or Ray, NCCL_DEBUG output, flight recorder dumps, py-spy or gdb stacks, ncclras, nvidia-smi,
+    dmesg, the environment. Files of every rank and host say most, and so do their names (gpu-07.rank3.log).
+
+    \b
+    Examples:
+        ncclcheck triage logs/                             # a folder of whatever there is
+        ncclcheck triage ncclcheck-*.tar.gz                # what `ncclcheck collect` wrote on each node
+        kubectl logs -l job-name=train | ncclcheck triage -
+        ncclcheck triage --live                            # a job hangs on this node, now
+        ncclcheck triage --live --nnodes 2 --master 10.0.0.1   # the same, on both nodes of a job
+
+    \b
+    Exit code: 0 nothing wrong; 1 a cause was found; 2 wrong usage; 3 the evidence does not say.
+    """
+    from ncclcheck import postmortem, printing
+
+    try:
+        code = postmortem.triage(paths, given)
+    except (printing.Usage, OSError) as error:
+        click.echo(f"ncclcheck: {error}", err=True)
+        code = USAGE
+    _leave(code)
+
+
+@cli.command()
+@click.option("--pid", type=click.IntRange(1), metavar="PID", help="Only this process and its descendants, distributed or not.")
+@click.option("--output", default=".", show_default=True, metavar="DIR", help="Folder for the bundle.")
+def collect(pid: int | None, output: str) -> None:
+    """Bundle what this node knows of its hung job, for later or for somebody else.
+
+    Stacks, states, settings, sockets, GPUs, NCCL RAS, the kernel's log, flight recorder dumps and the ends of logs, in
+    one tar.gz that only you may read. Nothing of the job is touched and no signal is sent. Tokens, keys and passwords are
+    masked; manifest.json in it lists what was taken, and what could not be and why. As root it sees most.
+
+    \b
+    Examples:
+        ncclcheck collect                        # on every node of the job, while it hangs
+        ncclcheck triage ncclcheck-*.tar.gz      # then, where all the bundles are
+    """
+    from ncclcheck import postmortem
+
+    try:
+        code = postmortem.collect(pid, output)
+    except (ValueError, OSError) as error:
         click.echo(f"ncclcheck: {error}", err=True)
         code = USAGE
     _leave(code)

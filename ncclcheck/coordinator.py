@@ -9,11 +9,12 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from ncclcheck import outcome, registry, triage, wire
+from ncclcheck import examination, outcome, registry, triage, wire
 from ncclcheck.cluster import Cluster
 from ncclcheck.collect import host
 from ncclcheck.members import AgentLost, Members
@@ -33,10 +34,14 @@ VICTIM_STEPS = 20  # collectives after which a planted fault strikes
 class Coordinator:
     """Runs on node 0 only, beside its agent."""
 
-    def __init__(self, server: wire.Server, cluster: Cluster, options: Options, say: Callable[[str], None], show: Callable[[str], None]) -> None:
+    def __init__(
+        self, server: wire.Server, cluster: Cluster, options: Options, folder: Path, say: Callable[[str], None], show: Callable[[str], None]
+    ) -> None:
+        """`folder` is where run directories are made."""
         self._server = server
         self._cluster = cluster
         self._options = options
+        self._folder = folder
         self._say, self._show = say, show
         self._roll = Roll(cluster)
         self._members = Members(server, self._roll, self._refusal)
@@ -49,13 +54,17 @@ class Coordinator:
         self._ranks: dict[int, RankId] = {}
         self._added: dict[str, str] = {}
         self._launches = 0
+        self._examined: Report | None = None
 
     async def run(self) -> Report:
         """The whole run. The report has reached every agent that could be reached when this returns."""
         self._members.open()
         try:
-            if await self._roll_call() and self._can_run():
-                await self._suite()
+            if await self._roll_call():
+                if self._options.examine:
+                    await self._examine()
+                elif self._can_run():
+                    await self._suite()
         except AgentLost as lost:
             await self._lost(*lost.args)
         except BaseException as error:  # an interrupt, or a mistake of ours: the others must not wait for a verdict
@@ -115,6 +124,21 @@ class Coordinator:
             facts += [Fact("gpu-busy", hello.host, fields=gpu) for gpu in busy]
         self._lacking += triage.findings(Run(facts=lacking)) if lacking else []
         return not lacking and (not facts or self._find(*facts))
+
+    # -- a job that runs -----------------------------------------------------------------------------------------
+
+    async def _examine(self) -> None:
+        """Every node bundles what it sees of its jobs; the bundles are triaged together."""
+        self._say("looking at the jobs on every node; nothing of them is touched")
+        facts = await self._members.examine(examination.SENT_BOUND)
+        hosts = {number: hello.host for number, hello in self._members.hellos().items()}
+        paths = self._members.bundles.write(self._folder / self._run_id, hosts)
+        for fact in facts:
+            self._say(f"{fact.host}: {fact.get('reason')}")
+        if paths:
+            self._examined = await examination.judge(paths)
+        if facts:
+            self._find(*facts)
 
     # -- launches ------------------------------------------------------------------------------------------------
 
@@ -274,6 +298,8 @@ class Coordinator:
         return outcome.pack(self._report(triage.findings(Run(facts=self._roll.too_late(hello))), run_id=""))
 
     def _report(self, findings: Sequence[Finding], run_id: str) -> Report:
+        if self._examined:
+            return outcome.of_examination(self._examined, self._members.hellos(), run_id, findings, time.monotonic() - self._started)
         return outcome.of_run(
             self._options,
             run_id=run_id,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from ncclcheck import wire
 from ncclcheck.bounded import Awake
+from ncclcheck.examination import Bundles
 from ncclcheck.model import Fact
 from ncclcheck.rollcall import Roll
 from ncclcheck.watch import View
@@ -40,6 +41,7 @@ class Members:
         self._run_id = ""
         self._tasks: list[asyncio.Task[None]] = []
         self.view: View | None = None  # the launch whose progress is taken in
+        self.bundles = Bundles()
 
     def open(self) -> None:
         """Begin to listen."""
@@ -119,6 +121,15 @@ class Members:
             *(Fact("no-answer", host, fields={"order": type(order).__name__, "seconds": seconds}) for host in silent),
         ]
 
+    async def examine(self, seconds: float) -> list[Fact]:
+        """Have every node bundle what it sees (see `bundles`); a fact of kind "no-answer" for each that could not, or not in time."""
+        self.tell(wire.Examine())
+        await self.until(lambda: self.bundles.done() >= set(self._numbers.values()), seconds)
+        hosts = {number: self._roll.hellos[peer].host for peer, number in self._numbers.items()}
+        late = [number for number in hosts if number not in self.bundles.done()]
+        why = self.bundles.failed | {number: f"nothing came in {seconds:g} s" for number in late}
+        return [Fact("no-answer", hosts[number], fields={"order": "Examine", "seconds": seconds, "reason": why[number]}) for number in sorted(why)]
+
     async def publish(self, report: bytes) -> None:
         """Give everybody the report and wait, bounded, until each has it."""
         peers = list(self._numbers or self._roll.hellos)
@@ -142,6 +153,8 @@ class Members:
                 case wire.Collected() | wire.Stopped() if peer in self._numbers:
                     facts = [fact.placed(self._folder(peer)) for fact in message.facts]
                     self._answers.setdefault((type(message), message.launch), {})[peer] = facts
+                case wire.Examined(part=part, count=count, data=data, error=error) if peer in self._numbers:
+                    self.bundles.add(self._numbers[peer], part, count, data, error)
                 case wire.Ack():
                     self._acks.add(peer)
                 case wire.Goodbye(reason=reason):

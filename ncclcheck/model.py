@@ -6,7 +6,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ncclcheck.recorder import Dump
 
 
 class Status(StrEnum):
@@ -44,7 +47,7 @@ EXIT_CODES: Mapping[Outcome, int] = {
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What a rank computes on. `index` is the CUDA ordinal the rank sees; all fields are None on a CPU."""
+    """What a rank computes on. `index` is the CUDA ordinal the rank sees, None on a CPU (whose name is "CPU") and where it is not known."""
 
     index: int | None = None
     name: str | None = None
@@ -52,7 +55,7 @@ class Device:
     pci_bus_id: str | None = None
 
     def __str__(self) -> str:
-        return "CPU" if self.index is None else f"GPU {self.index}"
+        return self.name or "" if self.index is None else f"GPU {self.index}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ class RankId:
 
     def __str__(self) -> str:
         place = ", ".join(part for part in (self.host, str(self.device)) if part)
-        return f"rank {self.rank} ({place})"
+        return f"rank {self.rank} ({place})" if place else f"rank {self.rank}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +150,7 @@ class Fact:
     pid: int | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
     source: Evidence | None = None
+    time: float | None = None  # seconds since the year began, by the clock of whoever said it
 
     def get(self, name: str, default: Any = None) -> Any:
         """A field's value."""
@@ -179,6 +183,7 @@ class Finding:
     evidence: Sequence[Evidence] = ()
     remedy: str = ""
     collect: Sequence[str] = ()
+    time: float | None = None  # seconds since the year began when it was first said, by the speaker's clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +194,8 @@ class Run:
     ranks: Mapping[int, RankId] = field(default_factory=dict)
     steps: Sequence[Step] = ()  # the newest of each rank last
     facts: Sequence[Fact] = ()
+    dumps: Sequence[Dump] = ()  # flight recorders' dumps, of a heap that was read
+    sources: Sequence[str] = ()  # the names of what was read
 
     def of(self, kind: str) -> list[Fact]:
         """The facts of one kind, in the order they were learned."""
@@ -248,3 +255,4 @@ class Report:
     nodes: Sequence[Mapping[str, Any]]
     ranks: Sequence[RankId]
     run: dict[str, Any]  # id, directory, each node's folder in it, version
+    sources: Sequence[Mapping[str, Any]] = ()  # what triage read: name, kind, bytes, and why something was not read

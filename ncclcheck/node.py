@@ -88,7 +88,7 @@ class _Node:
                 server.bind(address, self._cluster.port)
             except OSError as error:
                 return self._alone([self._bind(address, error)])
-            coordinator = Coordinator(server, replace(self._cluster, master=address), self._options, self._say, self._show)
+            coordinator = Coordinator(server, replace(self._cluster, master=address), self._options, self._folder, self._say, self._show)
             deciding = asyncio.create_task(coordinator.run())
             try:
                 member = asyncio.create_task(self._member(wire.Client(wire.LOCAL, self._token), address, first=True))
@@ -147,7 +147,7 @@ class _Node:
 
     async def _member(self, client: wire.Client, address: str, first: bool) -> Report:
         """This node's agent, from hello to the verdict."""
-        agent = Agent(client, self._hello(first), self._folder, self._show)
+        agent = Agent(client, self._hello(first), self._folder, self._show, self._options.examine_pid)
         work = asyncio.create_task(agent.run())
         try:
             while not work.done() and not agent.met:

@@ -16,6 +16,8 @@ class Options:
     roll_call_timeout: float = 60.0
     deadline: float = 900.0
     force: bool = False  # run although the GPUs are in use
+    examine: bool = False  # look at the jobs that run, instead of running probes
+    examine_pid: int | None = None  # on this node only at this process and its descendants
     inject: str | None = None  # fault@rank=N,after=STEPS, planted in every launch that has no fault of its own
     probe_options: Mapping[str, Any] = field(default_factory=dict)
     emulated: str | None = None  # "2x1" on emulated nodes

@@ -11,10 +11,11 @@ from typing import Any
 
 import msgspec
 
-from ncclcheck import __version__, registry, secrets, triage, wire
+from ncclcheck import __version__, registry, triage, wire
 from ncclcheck.members import folder
 from ncclcheck.model import Finding, ProbeResult, RankId, Report, Status
 from ncclcheck.options import Options
+from ncclcheck.report import masked
 from ncclcheck.rollcall import node_entries
 from ncclcheck.watch import Clock, View
 
@@ -88,7 +89,7 @@ def of_run(
     run: dict[str, Any] = {"ncclcheck": __version__, "not_asked": list(options.not_asked)}
     if run_id:
         run |= {"id": run_id, "folders": {str(number): f"{run_id}/{folder(number, hello.host)}" for number, hello in hellos.items()}}
-    report = Report(
+    result = Report(
         schema=1,
         status=verdict.status,
         summary=verdict.summary,
@@ -101,7 +102,15 @@ def of_run(
         ranks=[ranks[rank] for rank in sorted(ranks)],
         run=run,
     )
-    return masked(report)
+    return masked(result)
+
+
+def of_examination(examined: Report, hellos: Mapping[int, wire.Hello], run_id: str, findings: Sequence[Finding], seconds: float) -> Report:
+    """The report on jobs that run: what triage said of all the bundles, after what kept a node from making one."""
+    folders = {str(number): f"{run_id}/{folder(number, hello.host)}" for number, hello in hellos.items()}
+    run = examined.run | {"id": run_id, "folders": folders}
+    found = [*examined.findings, *findings]
+    return replace(examined, findings=found, nodes=node_entries(hellos), run=run, seconds=round(seconds, 3))
 
 
 def pack(report: Report) -> bytes:
@@ -124,8 +133,3 @@ def unpack(data: bytes) -> Report:
     except zlib.error as error:
         raise ValueError(f"not a report: {error}") from None
     return msgspec.json.decode(text, type=Report)
-
-
-def masked(report: Report) -> Report:
-    """The same report with every secret in its texts masked: errors and logs quote what users wrote into them."""
-    return msgspec.convert(secrets.mask_all(msgspec.to_builtins(report)), Report)

@@ -133,7 +133,7 @@ def _device(torch: Any, local_rank: int) -> Device:
     """The GPU of this local_rank; a CPU where torch sees none. Raises RuntimeError where it sees too few."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 0:
-        return Device()
+        return Device(name="CPU")
     if local_rank >= count:
         raise RuntimeError(f"invalid device ordinal: local_rank {local_rank} wants GPU {local_rank}, torch sees {count}")
     found = torch.cuda.get_device_properties(local_rank)

@@ -13,38 +13,34 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from ncclcheck import cluster as clusters
-from ncclcheck import emulate, fault, node, registry, report
+from ncclcheck import emulate, fault, node, printing, registry
 from ncclcheck.collect import host
 from ncclcheck.live import Live
-from ncclcheck.model import EXIT_CODES, Outcome, Report
+from ncclcheck.model import EXIT_CODES, Outcome
 from ncclcheck.options import Options
+from ncclcheck.printing import Usage, writable
 
 FULL_REPORT_NODES = 8  # above this many nodes only node 0 prints the whole report
-
-
-class Usage(Exception):
-    """The command line asks for something that cannot be; one line says what and why."""
 
 
 def probe(names: Sequence[str], given: Mapping[str, Any], environ: Mapping[str, str]) -> int:
     """Run `ncclcheck probe`; its exit code. `given` holds the command line's options by name. Raises Usage."""
     options = _options(names, given)
-    folder = _writable(Path(given["run_dir"]))
-    if given["form"] not in report.formats():
-        raise Usage(f"--format {given['form']} is not known; choose from {', '.join(report.formats())}")
-    if given["output"]:
-        _writable(Path(given["output"]).resolve().parent)
-        if Path(given["output"]).is_dir():
-            raise Usage(f"cannot write to {given['output']}: Is a directory")
+    folder = writable(Path(given["run_dir"]))
+    printing.check(given)
     if host.amd_present() and not host.nvidia_present():
         print("ncclcheck: unsupported: this is a ROCm machine, and only NVIDIA GPUs and CPUs can be tested", file=sys.stderr)
         return EXIT_CODES[Outcome.UNKNOWN]
     emulated = _emulation(given, environ)
     if emulated:
         return _emulate(emulated, options, given, folder)
-    flags = _flags(given)
+    return take_part(options, folder, given, environ)
+
+
+def take_part(options: Options, folder: Path, given: Mapping[str, Any], environ: Mapping[str, str]) -> int:
+    """Find the other nodes and do this one's part; the exit code. Raises Usage."""
     try:
-        found = clusters.discover(flags, environ, gpus=len(host.gpus()))
+        found = clusters.discover(_flags(given), environ, gpus=len(host.gpus()))
     except ValueError as error:
         raise Usage(str(error)) from None
     return _take_part(found, options, given["token"] or node.DEFAULT_TOKEN, folder, given, sys.stdout, sys.stderr)
@@ -149,35 +145,10 @@ def _take_part(found: clusters.Cluster, options: Options, token: str, folder: Pa
     live.close()
     if not (found.task and found.task.local_rank):  # of the processes of one node, the first speaks for all
         try:
-            _print(result, given, out, brief=found.nnodes > FULL_REPORT_NODES and found.node_rank != 0)
+            printing.show(result, given, out, brief=found.nnodes > FULL_REPORT_NODES and found.node_rank != 0)
         except OSError as error:  # a verdict that nobody can read is none
             print(f"ncclcheck: cannot write the result: {error}", file=sys.stderr)
             return EXIT_CODES[Outcome.UNKNOWN]
     if result.status is Outcome.DEGRADED and given["allow_degraded"]:
         return 0
     return EXIT_CODES[result.status]
-
-
-def _print(result: Report, given: Mapping[str, Any], out: TextIO, brief: bool) -> None:
-    if given["form"] == "text" and not given["output"]:
-        from ncclcheck.report import text
-
-        rendered = f"{result.summary}\n" if brief else text.render(result, color=out.isatty() and "NO_COLOR" not in os.environ)
-    else:
-        rendered = report.render(result, given["form"])
-    if given["output"]:
-        Path(given["output"]).write_text(rendered, encoding="utf-8")
-        return
-    with contextlib.suppress(BrokenPipeError):  # who closed the pipe has read enough
-        out.write(rendered)
-        out.flush()
-
-
-def _writable(folder: Path) -> Path:
-    """A folder in which files can be made; it is made if need be. Raises Usage."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
-        raise Usage(f"cannot write to {folder}: {error.strerror}") from None

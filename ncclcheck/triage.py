@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from ncclcheck import registry
+from ncclcheck import insufficient, registry, stated
 from ncclcheck.causes import CAUSES
-from ncclcheck.model import Culprit, Evidence, Finding, Outcome, ProbeResult, Run, Status, Verdict
+from ncclcheck.model import Culprit, Finding, Outcome, ProbeResult, Run, Status, Verdict
 
 UNDECIDED = frozenset({"agent-lost", "insufficient-evidence", "permission-denied", "probe-crashed"})
 """Causes that leave the question open: they make a verdict unknown, not not-ready."""
@@ -14,10 +15,18 @@ UNDECIDED = frozenset({"agent-lost", "insufficient-evidence", "permission-denied
 
 def findings(run: Run) -> list[Finding]:
     """The causes found in a run, best first; insufficient-evidence where no rule knows better."""
-    rules = {name: registry.load("rules", name) for name in registry.names("rules")}
-    found = {name: rule.check(run) for name, rule in rules.items()}
-    explained = {symptom for name, results in found.items() if results for symptom in getattr(rules[name], "EXPLAINS", ())}
-    return order([*reported(run), *(finding for name, results in found.items() if name not in explained for finding in results)]) or [_open(run)]
+    names = registry.names("rules")
+    found = [*reported(run), *(finding for name in names for finding in of_rule(run, name))]
+    causes = {finding.cause for finding in found}
+    explaining = [registry.load("rules", name) for name in names if name.replace("_", "-") in causes]
+    explained = {symptom.replace("_", "-") for rule in explaining for symptom in getattr(rule, "EXPLAINS", ())}
+    return order([finding for finding in found if finding.cause not in explained]) or [insufficient.finding(run)]
+
+
+def of_rule(run: Run, name: str) -> list[Finding]:
+    """What one rule finds: its statements that stand in the evidence, and what its check concludes."""
+    rule = registry.load("rules", name)
+    return [*stated.findings(run, name), *(rule.check(run) if hasattr(rule, "check") else [])]
 
 
 def reported(run: Run) -> list[Finding]:
@@ -35,9 +44,18 @@ def reported(run: Run) -> list[Finding]:
 
 
 def order(found: Sequence[Finding]) -> list[Finding]:
-    """Best first: by confidence; what leaves the question open comes last. One finding per cause and title."""
+    """Best first: by confidence, then by time; what leaves the question open comes last. One finding per cause and title."""
     unique = {(finding.cause, finding.title): finding for finding in reversed(found)}
-    return sorted(reversed(unique.values()), key=lambda finding: (finding.cause in UNDECIDED, -finding.confidence))
+    return sorted(reversed(unique.values()), key=lambda finding: (finding.cause in UNDECIDED, -finding.confidence, finding.time or math.inf))
+
+
+def judge(run: Run) -> Verdict:
+    """The verdict on a heap of evidence: healthy, problem, or unknown."""
+    found = findings(run)
+    best = found[0]
+    if best.cause == "no-problem-found":
+        return Verdict(Outcome.HEALTHY, best.title, found)
+    return Verdict(Outcome.UNKNOWN if best.cause in UNDECIDED else Outcome.PROBLEM, best.title, found)
 
 
 def verdict(
@@ -71,19 +89,3 @@ def verdict(
     if Status.DEGRADED in states:
         return Verdict(Outcome.DEGRADED, f"degraded{place}: {next(p.detail for p in probes if p.status is Status.DEGRADED)}{tail}", findings)
     return Verdict(Outcome.READY, f"ready{place}: {what} passed {', '.join(probe.name for probe in probes)}{tail}", findings)
-
-
-def _open(run: Run) -> Finding:
-    where = ", ".join(f"{run.name(rank)} {'in' if step.inside else 'after'} {step.name} #{step.seq}" for rank, step in run.last_steps().items())
-    clock = next((fact.get("which") for fact in run.of("clock")), "something")
-    evidence = [fact.source for fact in run.facts if fact.source is not None][:3] or [
-        Evidence("", 0, f"{clock}; {where or 'no rank announced itself'}")
-    ]
-    return Finding(
-        "insufficient-evidence",
-        f"{clock}, and nothing that was seen says why" + (f": {where}" if where else ""),
-        confidence=0.3,
-        evidence=evidence,
-        remedy="read the ranks' logs in the run directory; run again with NCCL_DEBUG=INFO and TORCH_DISTRIBUTED_DEBUG=DETAIL exported on every node",
-        collect=["py-spy dump --pid PID of every rank", "dmesg -T | tail -50 on every node", "NCCL_DEBUG=INFO output of every rank"],
-    )

@@ -117,6 +117,19 @@ class Stopped(Message, frozen=True):
     facts: list[Fact]
 
 
+class Examine(Message, frozen=True):
+    """Bundle what can be seen of the jobs that run on this node."""
+
+
+class Examined(Message, frozen=True):
+    """One part of a node's bundle; with an error there is none."""
+
+    part: int
+    count: int
+    data: bytes
+    error: str = ""
+
+
 class Result(Message, frozen=True):
     """The verdict: a model.Report as compressed JSON (see outcome.pack)."""
 
@@ -137,7 +150,7 @@ class Goodbye(Message, frozen=True):
     reason: str
 
 
-Any_ = Hello | Roster | Welcome | Launch | Progress | Collect | Collected | Stop | Stopped | Result | Ack | Beat | Goodbye
+Any_ = Hello | Roster | Welcome | Launch | Progress | Collect | Collected | Stop | Stopped | Examine | Examined | Result | Ack | Beat | Goodbye
 _encode = msgspec.msgpack.Encoder().encode
 _decode: Callable[[bytes], Any_] = msgspec.msgpack.Decoder(Any_).decode
 T = TypeVar("T")

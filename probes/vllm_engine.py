@@ -33,13 +33,14 @@ from typing import Any
 
 import psutil
 
-from ncclcheck import vllm_answers, vllm_cpu, vllm_model, vllm_reference, vllm_traffic
-from ncclcheck.evidence import vllm_log
-from ncclcheck.model import Fact
+from ncclcheck import triage, vllm_answers, vllm_cpu, vllm_model, vllm_reference, vllm_traffic
+from ncclcheck.evidence import text
+from ncclcheck.model import Fact, Run
 from ncclcheck.probe import Rank
 from ncclcheck.rank import run_alone
 from ncclcheck.vllm_answers import Answers
 
+SURE = 0.9  # the least confidence of a cause that is reported as a failure
 TIMEOUT = 300.0
 TIMEOUT_WITH_MODEL = 3600.0  # a large one is read from disk for a long time; --deadline bounds it too
 MIN_RANKS = 1
@@ -139,12 +140,18 @@ def _start(rank: Rank, model: Path, builtin: bool, seconds: dict[str, float]) ->
         with rank.step("vllm engine start", bound=60.0, opaque=True):
             engine = vllm_answers.start(model, rank.world_size, builtin, on_cpu)
     except Exception as error:
-        lines = "".join(traceback.format_exception(error)).splitlines()
-        yield from (Fact("fail", fields=stated.fields) for stated in vllm_log.read(lines))
+        yield from causes("".join(traceback.format_exception(error)).splitlines())
         raise
     seconds["engine_seconds"] = time.perf_counter() - start
     seconds["startup_seconds"] = time.time() - psutil.Process().create_time()
     return engine
+
+
+def causes(lines: Sequence[str]) -> list[Fact]:
+    """The causes that vLLM's own words name, as failures; that something was raised is reported by whoever catches it."""
+    found = triage.findings(Run(facts=list(text.lines(lines, "vLLM"))))
+    sure = [finding for finding in found if finding.confidence >= SURE and finding.cause not in triage.UNDECIDED | {"rank-died-exception"}]
+    return [_fail(finding.cause, finding.title, remedy=finding.remedy) for finding in sure]
 
 
 def _exchange(rank: Rank, name: str, group: Any, mine: Any) -> list[Any]:

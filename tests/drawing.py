@@ -4,15 +4,20 @@
     fact missing-node @ b node_rank=1
 
 A rank's steps are separated by commas; `...` marks the one it is still inside; a number after a name is its size in
-bytes. After `|` stand facts about that rank. `=>` gives the culprits: ranks, or hosts, or "N of M" for world size M.
+bytes. After `|` stand facts about that rank. `=>` gives the culprits: ranks, or hosts, or "N of M" for world size M, or `-` for
+nobody. `log FILE: TEXT` is a line of a log; the lines of one FILE are read together, by the real readers.
 """
 
 from __future__ import annotations
 
+import io
 import re
 import textwrap
+from dataclasses import replace
 from typing import Any
 
+from ncclcheck import assemble
+from ncclcheck.evidence import source
 from ncclcheck.model import Fact, RankId, Run, Step
 
 
@@ -28,8 +33,11 @@ def read(drawing: str) -> tuple[Run, list[str]]:
     facts: list[Fact] = []
     blamed: list[str] = []
     world_size = None
+    logs: dict[str, list[str]] = {}
     for line in drawing.splitlines():
-        if match := re.match(r"rank (\d+)(?: @ (\S+))?: (.*)$", line):
+        if match := re.match(r"log (\S+): ?(.*)$", line):
+            logs.setdefault(match[1], []).append(match[2])
+        elif match := re.match(r"rank (\d+)(?: @ (\S+))?: (.*)$", line):
             rank, host = int(match[1]), match[2] or ""
             ranks[rank] = RankId(rank, 0, 0, host, 100 + rank)
             told, *about = match[3].split(" | ")
@@ -44,6 +52,10 @@ def read(drawing: str) -> tuple[Run, list[str]]:
                 blamed = blamed[: blamed.index("of")]
         elif line.strip():
             raise ValueError(f"not a line of a drawing: {line!r}")
+    if logs:
+        run = assemble.run([source.read(io.BytesIO("\n".join(lines).encode()), file) for file, lines in logs.items()])
+        assert not ranks, "a drawing shows either steps or logs"
+        return replace(run, world_size=world_size or run.world_size, facts=[*run.facts, *facts]), blamed
     return Run(world_size or len(ranks) or None, ranks, steps, facts), blamed
 
 

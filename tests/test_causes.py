@@ -72,7 +72,7 @@ def test_the_scan_sees_a_cause_in_each_form_in_which_it_is_emitted():
     """If a form changes, the scan must change with it, or the test above proves nothing."""
     forms = {
         "rules/gpu_busy.py": "gpu-busy",  # an argument of Finding
-        "triage.py": "insufficient-evidence",
+        "insufficient.py": "insufficient-evidence",
         "coordinator.py": "probe-crashed",  # a fact's field
         "pattern.py": "data-corruption",
         "evidence/vllm_log.py": "tp-not-divisible",  # a row of a table

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import re
+
 import pytest
 from drawing import drawings, read
 
@@ -25,7 +27,7 @@ def _cases(heading: str) -> Iterator[object]:
 
 def named(culprit: Culprit, blamed: list[str]) -> set[str]:
     """The culprit's ranks where the drawing blames ranks, its hosts where it blames hosts."""
-    return {str(rank) for rank in culprit.ranks or ()} if blamed[0].isdigit() else set(culprit.hosts or ())
+    return {str(rank) for rank in culprit.ranks or ()} if blamed[:1] and blamed[0].isdigit() else set(culprit.hosts or ())
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -37,10 +39,13 @@ def test_a_rule_draws_whom_it_blames_and_what_it_spares(rule: str) -> None:
 @pytest.mark.parametrize(("rule", "drawing"), cases("Blames"))
 def test_a_rule_blames_whom_its_drawing_blames(rule: str, drawing: str) -> None:
     run, blamed = read(drawing)
-    findings = registry.load("rules", rule).check(run)
-    assert findings, "nobody was blamed"
+    findings = triage.of_rule(run, rule)
+    assert findings, "it found nothing"
     assert {finding.cause for finding in findings} == {rule.replace("_", "-")}
-    assert {who for finding in findings for who in named(finding.culprit, blamed)} == set(blamed)
+    if blamed == ["-"]:
+        assert not any(finding.culprit.ranks for finding in findings)
+    else:
+        assert {who for finding in findings for who in named(finding.culprit, blamed)} == set(blamed)
     assert all(finding.title and finding.remedy and finding.evidence for finding in findings)
 
 
@@ -53,12 +58,19 @@ def test_no_other_rule_outweighs_the_one_that_drew_the_case(rule: str, drawing: 
 @pytest.mark.parametrize(("rule", "drawing"), cases("Spares"))
 def test_a_rule_spares_what_its_drawing_spares(rule: str, drawing: str) -> None:
     run, _ = read(drawing)
-    assert registry.load("rules", rule).check(run) == []
+    assert triage.of_rule(run, rule) == []
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_rule_explains_only_rules_that_exist(rule: str) -> None:
     assert set(getattr(registry.load("rules", rule), "EXPLAINS", ())) <= set(RULES) - {rule}
+
+
+@pytest.mark.parametrize("module", [("rules", name) for name in RULES] + [("evidence", name) for name in registry.names("evidence")], ids="/".join)
+def test_everything_a_module_reads_stands_in_one_of_its_drawings(module: tuple[str, str]) -> None:
+    reads = getattr(registry.load(*module), "READS", ())
+    drawn = [line.partition(": ")[2] for line in registry.describe(*module).doc.splitlines() if line.lstrip().startswith("log ")]
+    assert [read.pattern for read in reads if not any(re.search(read.pattern, line) for line in drawn)] == []
 
 
 def test_where_no_rule_knows_better_the_answer_is_insufficient_evidence_and_what_to_collect() -> None:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import time
+
 import pytest
 
 from ncclcheck import secrets
 
 SECRET = "Zq7Xw9Lk3Pm5Rt8Vb2Nc4"
+HEX = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c"
+LONG = f"{SECRET}{SECRET}"
+JWT = ".".join(
+    base64.urlsafe_b64encode(part).decode().rstrip("=") for part in (b'{"alg":"RS256","kid":"k1"}', b'{"iss":"kubernetes/serviceaccount"}', b"0" * 40)
+)
+KEY_BODY = "\n".join(base64.b64encode(bytes(range(number, number + 48))).decode() for number in range(0, 150, 48)) + "\nq83v\n"
+PRIVATE_KEY = f"-----BEGIN PRIVATE KEY-----\n{KEY_BODY}-----END PRIVATE KEY-----"
 
 
 @pytest.mark.parametrize(
@@ -14,21 +25,97 @@ SECRET = "Zq7Xw9Lk3Pm5Rt8Vb2Nc4"
     [
         f"HF_TOKEN=hf_{SECRET}",
         f"could not read hf_{SECRET} from the hub",
+        f"export HUGGING_FACE_HUB_TOKEN='{SECRET}'",
         f"OPENAI_API_KEY: sk-{SECRET}",
+        f"sk-proj-{SECRET}",
+        f"ANTHROPIC_API_KEY=sk-ant-api03-{SECRET}",
+        f"gsk_{LONG}",
         f'{{"password": "{SECRET}"}}',
+        f'{{\\"password\\": \\"{SECRET}\\"}}',
         f"Authorization: Bearer {SECRET}",
+        f"curl -H 'Authorization: Basic {SECRET}==' https://host",
+        f"'authorization': '{SECRET}'",
+        f"sent bearer {SECRET}",
+        f"Cookie: session={SECRET}; theme=dark",
         f"https://user:{SECRET}@registry.example/simple",
-        f"aws_secret_access_key = {SECRET}",
-        f"AKIA{SECRET.upper()}",
+        f"redis://:{SECRET}@10.0.0.3:6379/0",
+        f"postgresql+psycopg2://me:{SECRET}@db/x",
+        f"https://{SECRET}@host.example/x.git",
         f"git clone https://ghp_{SECRET}@host/x",
-        f"WANDB_API_KEY={SECRET} python train.py",
-        f"--token={SECRET}",
+        f"github_pat_{SECRET}_{SECRET}",
+        f"GITLAB: glpat-{SECRET}",
+        f"CI_JOB_TOKEN={SECRET}",
+        f"xoxb-{SECRET}",
+        f"xapp-1-{SECRET}",
+        f"https://hooks.slack.com/services/T0/B0/{SECRET}",
+        f"aws_secret_access_key = {SECRET}",
+        f"AWS_SESSION_TOKEN={LONG}//////////",
+        f"AKIA{SECRET.upper()}",
+        f"ASIA{SECRET.upper()}",
+        f"https://b.s3.amazonaws.com/k?X-Amz-Algorithm=A&X-Amz-Signature={SECRET}&X-Amz-Expires=60",
+        f"https://b.s3.amazonaws.com/k?X-Amz-Credential={SECRET}%2F20260101",
+        f"https://b.s3.amazonaws.com/k?X-Amz-Security-Token={SECRET}",
+        f"https://a.blob.core.windows.net/c/b?sv=2024-01-01&sp=r&sig={SECRET}%3D",
+        f"DefaultEndpointsProtocol=https;AccountName=a;AccountKey={SECRET}==;EndpointSuffix=x",
+        f"AIza{LONG}",
+        f"ya29.{SECRET}",
+        f"WANDB_API_KEY={HEX}",
+        f"COMET_API_KEY={SECRET} python train.py",
+        f"NEPTUNE_API_TOKEN={base64.b64encode(json.dumps({'api_key': SECRET, 'api_address': 'https://x'}).encode()).decode()}",
         f"nvapi-{SECRET}",
+        f"NGC_CLI_API_KEY={SECRET}",
+        f"dapi{HEX[:32]}",
+        f"dckr_pat_{SECRET}",
+        f"npm_{LONG}",
+        f"pypi-{SECRET}",
+        f"hvs.{SECRET}",
+        f"PGPASSWORD={SECRET} psql",
+        f"MYSQL_PWD={SECRET}",
+        f"machine api.wandb.ai login user password {SECRET}",
+        f'{{"auths": {{"nvcr.io": {{"auth": "{SECRET}"}}}}}}',
+        f"    client-key-data: {SECRET}",
+        f"--token={SECRET}",
+        f"--hf-token {SECRET} --port 8000",
+        f"vllm serve m --api-key {SECRET}",
+        f"vllm serve m --api-key 'two words {SECRET}'",
+        f"['vllm', 'serve', '--api-key', '{SECRET}']",
+        f'["--wandb_api_key","{SECRET}"]',
+        f"non-default args: {{'api_key': ['{SECRET}', '{SECRET}'], 'port': 8000}}",
+        f"VLLM_API_KEY={SECRET}",
+        f"token: {JWT}",
+        f"read {JWT} from /var/run/secrets",
+        f"API-KEY={SECRET}",
+        f"password={SECRET}&user=x",
     ],
 )
 def test_a_secret_is_masked(text: str) -> None:
-    assert SECRET not in secrets.mask(text) and SECRET.upper() not in secrets.mask(text)
-    assert secrets.MASK in secrets.mask(text)
+    masked = secrets.mask(f"a line before\n{text}\na line after")
+    assert not any(secret.lower() in masked.lower() for secret in (SECRET, HEX[:32], JWT[-20:], JWT[:20], "eyJhcGlfa2V5"))
+    assert secrets.MASK in masked
+    assert masked.startswith("a line before\n") and masked.endswith("\na line after")
+    assert secrets.mask(masked) == masked
+
+
+@pytest.mark.parametrize("kind", ["", "RSA ", "EC ", "OPENSSH ", "ENCRYPTED "])
+def test_a_private_key_is_masked_whole(kind: str) -> None:
+    text = PRIVATE_KEY.replace("PRIVATE", f"{kind}PRIVATE")
+    masked = secrets.mask(f"before\n{text}\nafter")
+    assert not any(line in masked for line in KEY_BODY.splitlines())
+    assert masked.startswith("before\n") and masked.endswith("\nafter")
+
+
+def test_a_private_key_inside_json_is_masked() -> None:
+    text = json.dumps({"type": "service_account", "private_key": PRIVATE_KEY, "project": "p"})
+    masked = secrets.mask(text)
+    assert not any(line in masked for line in KEY_BODY.splitlines())
+    assert masked.endswith('"project": "p"}')
+
+
+def test_a_private_key_of_which_a_log_holds_only_the_end_or_only_the_beginning_is_masked() -> None:
+    lines = PRIVATE_KEY.split("\n")
+    end, beginning = secrets.mask("\n".join([*lines[2:], "after"])), secrets.mask("\n".join(["before", *lines[:3]]))
+    assert not any(line in end or line in beginning for line in KEY_BODY.splitlines())
+    assert end.endswith("\nafter") and beginning.startswith("before\n")
 
 
 @pytest.mark.parametrize(
@@ -41,6 +128,31 @@ def test_a_secret_is_masked(text: str) -> None:
         "ncclcheck explain token-mismatch",
         "connect to tcp://10.0.0.1:29600 refused",
         "token_seconds: 0.0123",
+        "MASTER_ADDR=gpu-07.cluster.example",
+        "MASTER_PORT=29500",
+        "NCCL_SOCKET_IFNAME=eth0,bond0",
+        "NCCL_IB_HCA=mlx5_0:1,mlx5_1:1",
+        "NCCL_DEBUG_FILE=/scratch/user@site/nccl.%h.%p.log",
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING=1",
+        "TOKENIZERS_PARALLELISM=false",
+        "max_tokens=256",
+        "max_num_batched_tokens=8192, num_speculative_tokens=5",
+        "num_scheduled_tokens={cmpl-12ab-0-34cd: 1}, total_num_scheduled_tokens=1",
+        "eos_token_id=151645 pad_token='<|endoftext|>' bos_token: <s>",
+        "prompt_token_ids: [15496, 11, 995]",
+        "vllm serve /models/llama --tokenizer /models/llama/tokenizer.json --max-num-seqs 256",
+        "hf_overrides={} hf_config_path=None hf_transfer enabled",
+        "hf_token=None api_key=None",
+        "GOOGLE_APPLICATION_CREDENTIALS=/etc/gcp/account.json",
+        "vLLM version 0.11.1rc2.dev15+g9fb52e523, commit 0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c",
+        "torch 2.9.0+cu129 git 0fabc3ba44823f257e70ce397d989c8de5e362c1",
+        "store key: default_pg/0//cuda//0, waiting for key default_pg/0//worker_ready",
+        "[rank3]: Watchdog caught collective operation timeout: WorkNCCL(SeqNum=42, OpType=ALLREDUCE, NumelIn=1048576)",
+        "basic functionality and a bearer of bad news",
+        "http://10.0.0.1:8000/v1/models?limit=10&key=a",
+        "gpu-07:811:902 [3] NCCL INFO comm 0x55d0c0 rank 3 nranks 8 commId 0x9a3b2c1d4e5f6071 - Init COMPLETE",
+        "risk-assessment-of-a-long-hyphenated-name and task-sk-1",
+        "GPU UUID: GPU-5f2c8b1e-0d3a-4c7b-9e6f-1a2b3c4d5e6f",
     ],
 )
 def test_ordinary_text_stays_as_it_is(text: str) -> None:
@@ -48,9 +160,25 @@ def test_ordinary_text_stays_as_it_is(text: str) -> None:
 
 
 def test_a_mapping_is_masked_by_its_keys_and_its_values() -> None:
-    assert secrets.mask_all({"HF_TOKEN": SECRET, "note": [f"hf_{SECRET}"], "token_seconds": 0.5, "n": 3}) == {
+    assert secrets.mask_all({"HF_TOKEN": SECRET, "note": [f"hf_{SECRET}"], "token_seconds": 0.5, "n": 3, "TOKENIZERS_PARALLELISM": "false"}) == {
         "HF_TOKEN": secrets.MASK,
         "note": [secrets.MASK],
         "token_seconds": 0.5,
         "n": 3,
+        "TOKENIZERS_PARALLELISM": "false",
     }
+
+
+def test_letters_whose_lower_case_is_longer_hide_nothing() -> None:
+    assert SECRET not in secrets.mask(f"İİİİİİ user={'İ' * 40}\nHF_TOKEN=hf_{SECRET}")
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["a-", "eyJ", "token=", 'token="', "--token ", "://a", "-", "basic ", "login a ", "-----BEGIN PRIVATE KEY-----", "A\n-----END PRIVATE KEY\n"],
+)
+def test_no_text_takes_more_than_a_few_seconds_for_a_megabyte(piece: str) -> None:
+    text = piece * (500_000 // len(piece))
+    began = time.process_time()
+    secrets.mask(text)
+    assert time.process_time() - began < 5

@@ -1,4 +1,4 @@
-"""The vLLM probe: what its reader makes of an engine's log, its model, its comparisons, and real engines that pass, differ and die."""
+"""The vLLM probe: what it makes of an engine's words, its model, its comparisons, and real engines that pass, differ and die."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ STATED = [
         "ValueError: Available memory on node 0 (8.15/9.59 GiB) on startup is less than desired CPU memory utilization (1.0, 9.59 GiB). On the CPU",
         "kv-cache-or-memory-too-small",
         "vLLM wants 9.59 GiB (1.0 of 9.59) on node 0 and 8.15 GiB are free",
-        "--gpu-memory-utilization below 0.85",
+        "--gpu-memory-utilization below 8.15/9.59",
     ),
     (
         "ValueError: To serve at least one request with the model's max seq len (2048), (1.5 GiB KV cache is needed, which is larger than the "
@@ -77,7 +77,7 @@ STATED = [
         "huggingface_hub.errors.HFValidationError: Repo id must be in the form 'repo_name' or 'namespace/repo_name': '/models/llama-7b'.",
         "model-not-on-node",
         "this node has no model /models/llama-7b",
-        "ls /models/llama-7b on every node",
+        "ls -L /models/llama-7b/*.safetensors on every node",
     ),
     (
         "huggingface_hub.errors.LocalEntryNotFoundError: Cannot find an appropriate cached snapshot folder for the specified revision on the "
@@ -92,54 +92,15 @@ STATED = [
         "this node has /models/llama-7b without its weights",
         "ls -L /models/llama-7b/*.safetensors",
     ),
-    (
-        "[rank0]: RuntimeError: Unsupported CPU attention configuration: head_dim=16 isa=2 kv_cache_idx=0",
-        "software-bug-version",
-        "no kernel for heads of size 16",
-        "head_dim is 32",
-    ),
-    (
-        "RuntimeError: [enforce fail at /__w/pytorch/pytorch/third_party/gloo/gloo/context.cc:23] rank < size. 1 vs 1",
-        "world-size-mismatch",
-        "rank 1 is not in a group of 1",
-        "--tensor-parallel-size",
-    ),
-    (
-        "ERROR 11-22 15:18:30 [multiproc_executor.py:315] Worker proc VllmWorker-0 died unexpectedly (exit code: None), shutting down executor.",
-        "rank-killed",
-        "VllmWorker-0 was killed",
-        "dmesg",
-    ),
-    (
-        "ERROR 11-22 15:18:30 [multiproc_executor.py:315] Worker proc VllmWorker-3 died unexpectedly (exit code: -9), shutting down executor.",
-        "rank-killed",
-        "VllmWorker-3 was killed (SIGKILL)",
-        "dmesg",
-    ),
-    (
-        "ERROR 11-22 15:18:30 [multiproc_executor.py:315] Worker proc VllmWorker-3 died unexpectedly (exit code: 1), shutting down executor.",
-        "rank-died-exception",
-        "VllmWorker-3 left with exit code 1",
-        "traceback",
-    ),
-    (
-        "shm_broadcast.py:555: UserWarning: Failed to get the IP address, using 0.0.0.0 by default. The value can be set by the environment variable",
-        "vllm-host-ip",
-        "0.0.0.0",
-        "export VLLM_HOST_IP=",
-    ),
 ]
 
 
 @pytest.mark.parametrize(("line", "cause", "title", "remedy"), STATED, ids=lambda value: value[:30])
-def test_what_the_engine_states_is_a_cause_with_its_numbers_and_where_it_stands(line: str, cause: str, title: str, remedy: str) -> None:
-    (fact,) = vllm_log.read([*HEALTHY, f"{line}\n", line], "rank0.log")
-    assert fact.kind == "engine-error"
-    assert fact.get("cause") == cause
+def test_what_the_engine_raises_names_its_cause_with_its_numbers(line: str, cause: str, title: str, remedy: str) -> None:
+    (fact,) = vllm_engine.causes(["Traceback (most recent call last):", line, line])
+    assert (fact.kind, fact.get("cause")) == ("fail", cause)
     assert title in fact.get("title")
     assert remedy in fact.get("remedy")
-    assert fact.source is not None
-    assert (fact.source.file, fact.source.line, fact.source.text) == ("rank0.log", len(HEALTHY) + 1, line)
 
 
 @pytest.mark.parametrize(
@@ -148,14 +109,15 @@ def test_what_the_engine_states_is_a_cause_with_its_numbers_and_where_it_stands(
         "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
         "TimeoutError: RPC call to execute_model timed out.",
         "INFO No available shared memory broadcast block found in 60 seconds. This typically happens when some processes are hanging",
+        "ValueError: no such thing",
     ],
 )
-def test_a_consequence_is_not_a_cause(line: str) -> None:
-    assert list(vllm_log.read([line])) == []
+def test_a_consequence_and_an_error_of_unknown_cause_name_none(line: str) -> None:
+    assert vllm_engine.causes([line]) == []
 
 
-def test_a_healthy_start_states_no_cause_and_is_recognised() -> None:
-    assert list(vllm_log.read(HEALTHY)) == []
+def test_a_healthy_start_names_no_cause_and_is_recognised() -> None:
+    assert vllm_engine.causes(HEALTHY) == []
     assert vllm_log.sniff("\n".join(HEALTHY))
     assert not vllm_log.sniff("gpu-07:1234:1240 [0] NCCL INFO Bootstrap : Using eth0:10.0.0.7<0>\n")
 

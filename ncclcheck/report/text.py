@@ -128,7 +128,7 @@ def _node(node: Mapping[str, Any], ranks: Sequence[RankId]) -> tuple[str, ...]:
 
 
 def _device(rank: RankId) -> str:
-    return " ".join(part for part in (str(rank.device), rank.device.name, rank.device.pci_bus_id) if part)
+    return " ".join(dict.fromkeys(part for part in (str(rank.device), rank.device.name, rank.device.pci_bus_id) if part)) or "-"
 
 
 def _measurements(probes: Sequence[ProbeResult]) -> Iterator[str]:

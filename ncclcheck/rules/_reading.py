@@ -2,17 +2,62 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from ncclcheck.model import Evidence, Fact, Run, Step
 from ncclcheck.units import bytes_text
 
 CONSEQUENCE = re.compile(
-    r"Connection (closed by|reset by) peer|[Bb]roken pipe|recvValue failed|ncclRemoteError|remote process exited|Read error|Write error"
-    r"|Timed out waiting|wait timeout after|Watchdog caught|Engine core initialization failed|EngineDeadError|RPC call to .* timed out"
-    r"|Socket closed|failed to recv, got 0 bytes|heartbeat|NCCL communicator was aborted|Application timeout caused pair closure",
+    r"[Cc]onnection (?:was likely )?(?:closed|reset|lost|aborted)|[Bb]roken pipe|recvValue\w* failed|sendBytes failed|remote process exited|Read error|Write error"
+    r"|[Tt]imed out (?:waiting|initializing|after)|wait timeout after|Watchdog caught|[Cc]aught collective operation timeout|Socket [Tt]imeout|Socket closed"
+    r"|Engine core initialization failed|WorkerProc (?:initialization )?failed|Worker failed with error|EngineDeadError|encountered an issue|RPC call to .* timed out"
+    r"|failed to recv, got \d+ bytes|[Hh]eartbeat|communicator was aborted|Application timeout caused pair closure|has timed out after"
+    r"|The client socket has|store->get\(|retrieving ncclUniqueId|failed to pass monitoredBarrier|successfully reached monitoredBarrier|connectFullMesh failed"
+    r"|nccl\w*Error|NCCL (?:error|failure)|unhandled (?:cuda|system) error|NCCL communicator|Aborting due to|background process|died unexpectedly"
+    r"|terminated with (?:signal|exit code)|returned non-zero exit status|exit(?:ed|s)? with|The actor .*(?:died|dead)|ActorDied|ActorUnavailable|worker(?:s)? died"
+    r"|_store_based_barrier|another rank|remote rank|peer (?:gone|died)|cancelled|shutdown",
 )
 """Errors that a rank shows because another one failed (never a cause by themselves)."""
+
+_WRAPPERS = re.compile(
+    r"(?:^|\.)(?:Dist(?:Backend|Network|Store)?Error|ChildFailedError|SignalException|ProcessRaisedException|ProcessExitedException|CalledProcessError"
+    r"|SystemExit|KeyboardInterrupt|BrokenPipeError|Connection\w*Error|EOFError|EndOfStream|CancelledError|IncompleteReadError|Empty|Rendezvous\w*Error"
+    r"|Ray\w*Error|Actor\w*Error|WorkerCrashedError|NodeDiedError|OwnerDiedError|GetTimeoutError|EngineDeadError|TimeoutError|HTTPException|HorovodInternalError)"
+    r"(?:\(\w+\))?$"
+)
+"""Errors of these types say that another process or a connection failed."""
+
+
+def consequence(fact: Fact) -> bool:
+    """Whether this error is only what the failure of another process looks like from here."""
+    return bool(_WRAPPERS.search(str(fact.get("type", "")))) or bool(CONSEQUENCE.search(str(fact.get("message", ""))))
+
+
+def said_there(run: Run) -> set[tuple[str, int]]:
+    """The lines (file, number) in which a program states a cause that some rule knows."""
+    return {(fact.source.file, fact.source.line) for fact in run.of("says") if fact.source}
+
+
+def own_errors(run: Run) -> list[Fact]:
+    """The first error of each process that is its own: none about another process, and none that a rule knows the cause of.
+
+    Those with a time come first, the earliest first; the rest keep the order in which they stand.
+    """
+    known = said_there(run)
+    seen: set[object] = set()
+    result = []
+    for fact in [*run.of("error"), *run.of("error-line")]:
+        where = (fact.source.file, fact.source.line) if fact.source else None
+        process = (fact.source.file if fact.source else "", fact.rank, fact.pid)
+        if process in seen or (where is None and fact.rank is None):
+            continue
+        if where in known:
+            seen.add(process)
+        elif not consequence(fact):
+            seen.add(process)
+            result.append(fact)
+    return sorted(result, key=lambda fact: fact.time if fact.time is not None else math.inf)
 
 
 def at(run: Run, rank: int) -> str:

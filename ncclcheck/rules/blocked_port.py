@@ -1,18 +1,48 @@
-"""A firewall drops what goes to the port, though the host itself answers.
+"""A firewall drops or refuses what goes to a port, though the host itself answers.
+
+MASTER_PORT alone is not enough: NCCL, Gloo and the engines listen on random ports of every node.
 
 Blames
     fact master @ b name=node0 address=10.0.0.1 port=29600 answer=filtered text=timeout
     => b
 
+Blames
+    log node-a.log: torch.distributed.DistStoreError: Timed out after 31 seconds waiting for clients. 1/2 clients joined.
+    log node-a.log: restart_count=0 master_addr=10.9.0.1 master_port=29500 group_rank=0
+    log node-b.log: torch.distributed.DistNetworkError: The client socket has timed out after 30000ms while trying to connect to (10.9.0.1, 29500).
+    => node-b
+
+Blames
+    log node-b.log: RuntimeError: Gloo connectFullMesh failed with [gloo/transport/tcp/pair.cc:144] timed out connecting: SO_ERROR: Connection timed out, remote=[10.0.0.3]:41002 (rank=8, size=16, local=[10.0.0.4])
+    => 8
+
 Spares
     fact master @ b name=node0 address=10.0.0.1 port=29600 answer=refused text=refused
+
+Spares
+    log node-b.log: RuntimeError: Gloo connectFullMesh failed with [gloo/transport/tcp/pair.cc:144] timed out connecting: SO_ERROR: Connection refused, remote=[127.0.0.1]:41002 (rank=8, size=16, local=[127.0.0.1])
 """
 
+import re
+
 from ncclcheck.model import Culprit, Evidence, Finding, Run
+from ncclcheck.rules import _reading as reading
+
+EXPLAINS = ("missing_rank_at_rendezvous", "rank_died_exception", "peer_reset", "store_lost")
+_REMEDY = (
+    "nc -vz {address} {port}   # from the host that fails, while the job starts; then open all TCP ports between the nodes (random ones are used: "
+    "sysctl net.ipv4.ip_local_port_range): firewall-cmd --list-all, ufw status, iptables -L -n, nft list ruleset, security groups"
+)
+_FILTERED = (110, 113)  # timed out; no route to host, which is also how firewalls that reject answer
+_SAYS_SO = re.compile(r"timed? ?out|timeout|No route to host", re.I)
 
 
 def check(run: Run) -> list[Finding]:
-    """The master's host refuses other ports at once and says nothing on this one."""
+    """Ports that say nothing: the master's, seen by an agent; the store's, where node 0 waits; a peer's, after the store was reached."""
+    return [*_master(run), *_store(run), *_peers(run)]
+
+
+def _master(run: Run) -> list[Finding]:
     return [
         Finding(
             "blocked-port",
@@ -25,4 +55,56 @@ def check(run: Run) -> list[Finding]:
         )
         for fact in run.of("master")
         if fact.get("answer") == "filtered"
+    ]
+
+
+def _store(run: Run) -> list[Finding]:
+    """Node 0 waits at this very address, and another node gets no answer from it."""
+    silent = [fact for fact in run.of("store-connect") if fact.get("waited") and fact.get("address")]
+    if not silent or any(fact.get("errno") for fact in run.of("store-connect")):
+        return []
+    address, port = silent[0].get("address"), silent[0].get("port")
+    waits = [fact for fact in run.of("joined") if int(fact.get("there", 0)) < int(fact.get("expected", 0))]
+    listens = [fact for fact in run.of("rendezvous") if fact.get("address") == address and fact.host not in {other.host for other in silent}]
+    ranks = sorted({fact.rank for fact in silent if fact.rank is not None})
+    hosts = list(dict.fromkeys(fact.host for fact in silent if fact.host))
+    who = run.name(ranks[0]) if ranks else hosts[0] if hosts else "a node"
+    known = ", where node 0 waits" if waits and listens else ""
+    return [
+        Finding(
+            "blocked-port",
+            f"{who} gets no answer from {address}:{port}{known}: what is sent there is dropped",
+            Culprit(ranks=ranks or None, hosts=hosts or None),
+            0.9 if known else 0.7 if waits else 0.55,
+            reading.quote(*silent[:6], *waits[:2]),
+            _REMEDY.format(address=address, port=port),
+            time=silent[0].time,
+        )
+    ]
+
+
+def _peers(run: Run) -> list[Finding]:
+    """A connection between ranks that timed out or found no route: the ranks know each other's address from the store, so that one works."""
+    facts = [
+        fact
+        for fact in run.of("connect")
+        if (fact.get("errno") in _FILTERED or _SAYS_SO.search(str(fact.get("reason", ""))))
+        and not re.match(r"\[?(?:127\.|::1)", str(fact.get("address", "")))
+    ]
+    if not facts:
+        return []
+    ranks = sorted({fact.rank for fact in facts if fact.rank is not None})
+    hosts = list(dict.fromkeys(fact.host for fact in facts if fact.host)) or run.hosts(ranks)
+    address, port = facts[0].get("address"), facts[0].get("port")
+    who = run.name(ranks[0]) if ranks else hosts[0] if hosts else "a rank"
+    return [
+        Finding(
+            "blocked-port",
+            f"{who} cannot reach {address} on port {port} ({facts[0].get('reason', 'no answer')}), though the rendezvous worked",
+            Culprit(ranks=ranks or None, hosts=hosts or None),
+            0.8,
+            reading.quote(*facts[:8]),
+            _REMEDY.format(address=address, port=port),
+            time=facts[0].time,
+        )
     ]

@@ -12,32 +12,70 @@ Blames
     rank 1 @ a: init | error RuntimeError: invalid device ordinal: local_rank 1 wants GPU 1, torch sees 1
     => a
 
+Blames
+    log out.log: CUDA_VISIBLE_DEVICES=4,5 torchrun --nnodes=1 --nproc-per-node=3 train.py
+    log out.log: [rank2]: RuntimeError: CUDA error: invalid device ordinal
+    => 2
+
+Blames
+    log out.log: [rank5]: torch.AcceleratorError: CUDA error: no CUDA-capable device is detected
+    log out.log: [rank5]: lightning.fabric.utilities.exceptions.MisconfigurationException: You requested gpu: [0, 1, 2, 3]
+    => 5
+
+Blames
+    log out.log: ValueError: World size (4) is larger than the number of available GPUs (2) in this node. If this is intentional and you are using:
+    => -
+
 Spares
     rank 0 @ a: init
     rank 1 @ a: init | error ValueError: no such file
+
+Spares
+    log out.log: CUDA_VISIBLE_DEVICES=4,5 torchrun --nnodes=1 --nproc-per-node=2 train.py
 """
 
+from __future__ import annotations
+
+from ncclcheck.evidence._reads import Clue, Statement
 from ncclcheck.model import Culprit, Finding, Run
 from ncclcheck.rules import _reading as reading
 
-EXPLAINS = ("rank_died_exception",)
+EXPLAINS = ("rank_died_exception", "duplicate_gpu", "peer_reset", "missing_rank_at_rendezvous", "rank_exited_early", "store_lost")
+
+REMEDY = (
+    "echo $CUDA_VISIBLE_DEVICES; nvidia-smi -L   # in every task: let it list a GPU for each rank (or unset it), or lower --nproc-per-node "
+    "(nproc_per_node); Slurm: --gpus-per-node=N or --gres=gpu:N instead of --gpus-per-task=1, or use device 0 in each task; docker: --gpus all"
+)
+
+READS = (
+    Clue("launch", r"CUDA_VISIBLE_DEVICES=(?P<visible>[\w,-]+).*--nproc[-_]per[-_]node[= ](?P<nproc>\d+)"),
+    Statement(
+        r"(?:CUDA|HIP|Cuda|cuda)\b.{0,60}invalid device ordinal", "{who} asks for a GPU that it cannot see (invalid device ordinal)", REMEDY, 0.93
+    ),
+    Statement(r"no (?:CUDA|ROCm)-capable device is detected", "{who} sees no GPU at all", REMEDY, 0.85),
+    Statement(r"You requested gpu: ", "{who} asks for GPUs that it cannot see", REMEDY, 0.9),
+    Statement(
+        r"World size \((?P<world>\d+)\) is larger than the number of available GPUs \((?P<gpus>\d+)\)",
+        "{world} ranks are to run on this node and it shows {gpus} GPUs",
+        "echo $CUDA_VISIBLE_DEVICES; nvidia-smi -L; then --tensor-parallel-size {gpus}, or --nnodes to spread over nodes",
+        0.95,
+    ),
+)
 
 
 def check(run: Run) -> list[Finding]:
     """Hosts that start more ranks than they have visible GPUs, and ranks whose GPU is not there."""
+    result = []
     short = run.of("too-few-gpus")
     failed = [fact for fact in run.of("error") if "invalid device ordinal" in str(fact.get("message", ""))]
     hosts = list(dict.fromkeys(fact.host for fact in [*short, *failed] if fact.host))
-    if not hosts:
-        return []
-    said = ", ".join(f"{fact.host} sees {fact.get('gpus')} GPU(s) and starts {fact.get('nproc_per_node')} ranks" for fact in short)
-    return [
-        Finding(
-            "device-visibility",
-            said or f"{run.name(failed[0].rank or 0)} asks for a GPU it cannot see: {failed[0].get('message')}",
-            Culprit(hosts=hosts),
-            0.95,
-            reading.quote(*short, *failed),
-            "echo $CUDA_VISIBLE_DEVICES; nvidia-smi -L   # let it list a GPU for each rank (or unset it), or lower --nproc-per-node",
-        )
-    ]
+    if hosts:
+        said = ", ".join(f"{fact.host} sees {fact.get('gpus')} GPU(s) and starts {fact.get('nproc_per_node')} ranks" for fact in short)
+        title = said or f"{run.name(failed[0].rank or 0)} asks for a GPU it cannot see: {failed[0].get('message')}"
+        result.append(Finding("device-visibility", title, Culprit(hosts=hosts), 0.95, reading.quote(*short, *failed), REMEDY))
+    for fact in run.of("launch"):
+        visible, nproc = len(str(fact.get("visible")).strip(",").split(",")), int(fact.get("nproc"))
+        if visible < nproc:
+            title = f"{nproc} ranks are started and CUDA_VISIBLE_DEVICES names {visible} GPUs: local ranks {visible} to {nproc - 1} have none"
+            result.append(Finding("device-visibility", title, run.blame(range(visible, nproc)), 0.96, reading.quote(fact), REMEDY))
+    return result

@@ -9,22 +9,51 @@ Blames
     rank 1 @ b: init
     => 0
 
+Blames
+    log node-a.log: [rank3]: OSError: [Errno 28] No space left on device: '/data/ckpt/step-10'
+    => 3
+
+Blames
+    log node-a.log: [rank3]: OSError: [Errno 122] Disk quota exceeded
+    => 3
+
+Blames
+    log a.log: [rank0]: RuntimeError: [enforce fail at inline_container.cc:626] . unexpected pos 64 vs 0
+    => 0
+
 Spares
     fact agent-failed @ b type=TypeError message=x errno=0
+
+Spares
+    log a.log: [rank0]: OSError: [Errno 28] No space left on device: '/dev/shm/torch_77'
 """
 
 import errno
 
+from ncclcheck.evidence._reads import Statement
 from ncclcheck.model import Culprit, Finding, Run
 from ncclcheck.rules import _reading as reading
 
 EXPLAINS = ("rank_died_exception", "probe_crashed")
 _REMEDY = "df -h . /tmp /dev/shm; df -i .   # there; then free space, or choose another place with --run-dir and TMPDIR"
+_LOGGED = "df -h; df -i; quota -s   # on that host; then free space, keep fewer checkpoints, or write them and TMPDIR to another file system"
+
+READS = (
+    Statement(r"\[Errno 28\] No space left on device(?!.*/dev/shm)", "{who} could not write: no space left on the device", _LOGGED, 0.9),
+    Statement(r"Disk quota exceeded", "{who} could not write: the disk quota is used up", _LOGGED, 0.92),
+    Statement(
+        r"inline_container\.cc:\d+\] .{0,3}unexpected pos",
+        "{who} could not finish writing a checkpoint: the disk is full or went away",
+        _LOGGED,
+        0.75,
+    ),
+)
 
 
 def check(run: Run) -> list[Finding]:
-    """Agents and ranks that could not write (ENOSPC)."""
-    ranks = [fact for fact in run.of("error") if fact.rank is not None and "No space left on device" in str(fact.get("message", ""))]
+    """Agents and ranks that could not write (ENOSPC), as a live run knows them."""
+    errors = [fact for fact in run.of("error") if fact.rank is not None and not fact.source]
+    ranks = [fact for fact in errors if "No space left on device" in str(fact.get("message", ""))]
     agents = [fact for fact in run.of("agent-failed") if fact.get("errno") == errno.ENOSPC]
     who = [fact.rank for fact in ranks if fact.rank is not None]
     result = []

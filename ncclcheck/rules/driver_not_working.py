@@ -1,15 +1,72 @@
-"""An NVIDIA device is there and torch cannot use it: the run would silently test the CPU instead.
+"""An NVIDIA device is there and cannot be used: no driver, a driver that does not match its module, or a container without its devices.
 
 Blames
     rank 0 @ a: init | gpu-unusable
     => 0
 
+Blames
+    log rank2.log: Failed to initialize NVML: Driver/library version mismatch
+    => 2
+
+Blames
+    log rank2.log: NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. Make sure that the latest NVIDIA driver is installed
+    log rank2.log: Failed to initialize NVML: Unknown Error
+    => 2
+
+Blames
+    log rank2.log: RuntimeError: Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU and installed a driver
+    => 2
+
+Blames
+    log rank2.log: RuntimeError: CUDA unknown error - this may be due to an incorrectly set up environment, e.g. changing env variable
+    => 2
+
+Blames
+    log rank2.log: ImportError: libcuda.so.1: cannot open shared object file: No such file or directory
+    log rank2.log: nvidia-container-cli: initialization error: nvml error: driver not loaded
+    => 2
+
+Blames
+    log a.log: node-a:311:405 [0] misc/nvmlwrap.cc:190 NCCL WARN nvmlInit_v2() failed: Driver Not Loaded
+    => node-a
+
+Blames
+    log rank2.log: RuntimeError: ProcessGroupNCCL is only supported with GPUs, no GPUs found!
+    => 2
+
 Spares
     rank 0 @ a: init
 """
 
+from __future__ import annotations
+
+from ncclcheck.evidence._reads import Statement
 from ncclcheck.model import Finding, Run
 from ncclcheck.rules import _reading as reading
+
+EXPLAINS = ("rank_died_exception", "device_visibility", "library_missing", "missing_rank_at_rendezvous")
+
+REMEDY = (
+    "nvidia-smi; cat /proc/driver/nvidia/version; ls -l /dev/nvidia*; dmesg -T | grep NVRM   # versions differ: rmmod nvidia_uvm nvidia and "
+    "modprobe nvidia, or reboot; in a container: docker run --gpus all (NVIDIA_VISIBLE_DEVICES), restart it after systemctl daemon-reload"
+)
+
+READS = (
+    Statement(r"Driver/library version mismatch", "the NVIDIA driver's module and library on {who} are of different versions", REMEDY, 0.95),
+    Statement(r"couldn't communicate with the NVIDIA driver", "the NVIDIA driver of {who} does not answer", REMEDY, 0.95),
+    Statement(r"Failed to initialize NVML: (?!Driver/library)(?P<error>\w[\w ]+)", "NVML cannot be used on {who}: {error}", REMEDY, 0.9),
+    Statement(r"Found no NVIDIA driver on your system", "{who} finds no NVIDIA driver", REMEDY, 0.93),
+    Statement(r"CUDA unknown error - this may be due to an incorrectly set up environment", "CUDA cannot be initialised on {who}", REMEDY, 0.85),
+    Statement(
+        r"(?P<library>libcuda\.so|libnvidia-ml\.so)[.\d]*: cannot open shared object file",
+        "{who} has no {library}: the driver is not there",
+        REMEDY,
+        0.9,
+    ),
+    Statement(r"nvidia-container-cli: initialization error: (?P<error>.*)", "the container got no GPU: {error}", REMEDY, 0.93),
+    Statement(r"nvmlInit\w*\(\) failed: (?P<error>.*)", "NVML cannot be used on {who}: {error}", REMEDY, 0.85),
+    Statement(r"ProcessGroupNCCL is only supported with GPUs, no GPUs found", "{who} sees no GPU", REMEDY, 0.85),
+)
 
 
 def check(run: Run) -> list[Finding]:

@@ -16,18 +16,108 @@ Blames
     fact master @ b name=node0 address=10.0.0.1 port=29600 answer=refused text=refused
     => node0
 
+Blames
+    log node-a/rank0.log: torch.distributed.DistStoreError: Timed out after 16 seconds waiting for clients. 3/4 clients joined.
+    log node-b/rank2.log: [W socket.cpp:207] [c10d] The hostname of the client socket cannot be retrieved. err=-3
+    log node-b/rank3.log: [W socket.cpp:207] [c10d] The hostname of the client socket cannot be retrieved. err=-3
+    => 1
+
+Blames
+    log a.log: RuntimeError: Timed out initializing process group in store based barrier on rank: 0, for key: store_based_barrier_key:1 (world_size=2, worker_count=1, timeout=0:30:00)
+    => 1
+
+Blames
+    log a.log: RuntimeError: [Rank 0]: Ranks 1, 3 failed to pass monitoredBarrier in 60000 ms
+    => 1 3
+
+Blames
+    log node-a.log: torch.distributed.elastic.rendezvous.api.RendezvousTimeoutError
+    => -
+
+Blames
+    log a.log: ssh: connect to host gpu-9 port 22: Connection refused
+    => gpu-9
+
+Spares
+    log a.log: RuntimeError: Timed out initializing process group in store based barrier on rank: 0, for key: store_based_barrier_key:1 (world_size=2, worker_count=1, timeout=0:30:00)
+    log rank1.log: [rank1]: Traceback (most recent call last):
+    log rank1.log: [rank1]: KeyError: 'labels'
+
 Spares
     rank 0 @ a: init
     rank 1 @ b: init
 """
 
+from ncclcheck.evidence._reads import Statement
 from ncclcheck.model import Culprit, Evidence, Fact, Finding, Run
 from ncclcheck.rules import _reading as reading
 
+MOST_RANKS = 1 << 16
+_REMEDY = (
+    "look at the rank that is missing, not at those that wait: was it started (ps -ef | grep train on its node), and what is the last line of its own log? "
+    "start it with its own --node-rank and the same --nnodes, --nproc-per-node and --master-addr; py-spy dump --pid PID if it runs; "
+    "nc -vz MASTER_ADDR MASTER_PORT from there must connect; WORLD_SIZE must be the number of processes that you start"
+)
+_SPOKE = ("error", "error-line", "arrived", "joined", "store-wait", "init", "bootstrap", "timeout", "position", "left", "reset", "store-connect")
+"""What only a rank says that came to the rendezvous, or tried to."""
+
+READS = (
+    Statement(r"RendezvousTimeoutError", "fewer nodes than announced came to torchrun's rendezvous in time", _REMEDY, 0.75, "nobody"),
+    Statement(r"ssh: connect to host (?P<host>\S+) port \d+: ", "the launcher cannot log in to {host}, so nothing was started there", _REMEDY, 0.85),
+)
+
 
 def check(run: Run) -> list[Finding]:
-    """Missing nodes at roll call, a node 0 that does not listen, or ranks that never announced themselves."""
-    return [*_nodes(run), *_node0(run), *_ranks(run)]
+    """Missing nodes at roll call, a node 0 that does not listen, ranks that never announced themselves, or clients that never joined."""
+    return [*_nodes(run), *_node0(run), *_ranks(run), *_clients(run), *_barrier(run)]
+
+
+def _clients(run: Run) -> list[Finding]:
+    """The store or a barrier counted its clients: which of the ranks is it that nobody heard of?"""
+    short = [fact for fact in run.of("joined") if 0 <= int(fact.get("there", 0)) < int(fact.get("expected", 0)) <= MOST_RANKS]
+    if not short or run.of("store-connect"):
+        return []
+    last = max(short, key=lambda fact: int(fact.get("there", 0)))
+    there, expected = int(last.get("there")), int(last.get("expected"))
+    spoke = {fact.rank for kind in _SPOKE for fact in run.of(kind) if fact.rank is not None}
+    if last.rank is None and there == 1 and not spoke:
+        spoke = {0}  # the store is held by rank 0, and counts itself
+    died = {fact.rank for fact in reading.own_errors(run)}
+    missing = [rank for rank in range(expected) if rank not in spoke]
+    if died:
+        return []
+    sure = len(missing) == expected - there
+    hosts = list(dict.fromkeys(host for rank in missing if (host := _host(run, rank, expected)))) if sure else []
+    who = ", ".join(f"rank {rank}" + (f" ({host})" if (host := _host(run, rank, expected)) else "") for rank in missing[:8])
+    title = f"{who} never came: {there} of {expected} joined" if sure else f"{expected - there} of {expected} ranks never came to the rendezvous"
+    culprit = Culprit(ranks=missing if sure else None, hosts=hosts or None)
+    return [Finding("missing-rank-at-rendezvous", title, culprit, 0.88 if sure else 0.75, reading.quote(*short[:6]), _REMEDY, time=last.time)]
+
+
+def _host(run: Run, rank: int, world: int) -> str | None:
+    """The rank's host: as known, or that of its neighbours where every host has one block of ranks of the same length."""
+    if rank in run.ranks and run.ranks[rank].host:
+        return run.ranks[rank].host
+    hosts: dict[str, list[int]] = {}
+    for other, identity in run.ranks.items():
+        if identity.host:
+            hosts.setdefault(identity.host, []).append(other)
+    length = max((len(ranks) for ranks in hosts.values()), default=0)
+    if length < 2 or world % length:
+        return None
+    if any(len({other // length for other in ranks}) > 1 for ranks in hosts.values()):
+        return None
+    return next((host for host, ranks in hosts.items() if ranks[0] // length == rank // length), None)
+
+
+def _barrier(run: Run) -> list[Finding]:
+    """Ranks that rank 0 waited for in a monitored barrier."""
+    facts = run.of("barrier")
+    missing = sorted({int(rank) for fact in facts for rank in str(fact.get("absent")).split(",")})
+    if not missing or reading.own_errors(run):
+        return []
+    names = ", ".join(run.name(rank) for rank in missing[:8])
+    return [Finding("missing-rank-at-rendezvous", f"{names} never came to the barrier", run.blame(missing), 0.6, reading.quote(*facts[:4]), _REMEDY)]
 
 
 def _nodes(run: Run) -> list[Finding]:

@@ -8,12 +8,83 @@ Blames
     fact master @ b name=node0 address=10.0.0.1 port=29600 answer=silent text=silent
     => node0
 
+Blames
+    log node-a.log: torch.distributed.DistNetworkError: The server socket has failed to listen on any local network address. port: 29500, useIpv6: false, code: -98, name: EADDRINUSE, message: address already in use
+    => node-a
+
+Blames
+    log node-a.log: [rank0]: RuntimeError: The server socket has failed to listen on any local network address. The server socket has failed to bind to [::]:29500 (errno: 98 - Address already in use).
+    => 0
+
+Blames
+    log a.log: (Worker_TP3 pid=7) zmq.error.ZMQError: Address already in use (addr='tcp://10.4.0.5:40043')
+    => 3
+
+Blames
+    log a.log: [rank0]: OSError: [Errno 98] error while attempting to bind on address ('0.0.0.0', 8000): address already in use
+    => 0
+
+Blames
+    log a.log: [rank0]: RuntimeError: Address already in use
+    => 0
+
+Blames
+    log a.log: [rank0]: ValueError: Port 30000 is already in use
+    => 0
+
+Blames
+    log a.log: [W TCPStore.cpp:308] [c10d] Miscellaneous client with incorrect VALIDATE query is detected
+    => -
+
 Spares
     fact master @ b name=node0 address=10.0.0.1 port=29600 answer=zmq text=zmq
 """
 
+from ncclcheck.evidence._reads import Statement
 from ncclcheck.model import Culprit, Evidence, Finding, Run
 from ncclcheck.rules import _reading as reading
+
+EXPLAINS = ("rank_died_exception", "missing_rank_at_rendezvous")
+_REMEDY = (
+    "ss -ltnp 'sport = :{port}'   # there: who holds it? end that process (an earlier run, perhaps), or choose a free port for all nodes: "
+    "MASTER_PORT / --master-port / --rdzv-endpoint HOST:PORT, VLLM_PORT for an engine's internal ones, and keep them out of the ephemeral port range "
+    "(sysctl net.ipv4.ip_local_port_range)"
+)
+
+READS = (
+    Statement(
+        r"server socket has failed to (?:listen on any local network address|bind)\.? port: (?P<port>\d+),.*(?:EADDRINUSE|code: -98)",
+        "port {port} is already in use where {who} wants to listen",
+        _REMEDY,
+        0.95,
+    ),
+    Statement(
+        r"server socket has failed to (?:bind to|listen on) \S*:(?P<port>\d+) \(errno: 98",
+        "port {port} is already in use where {who} wants to listen",
+        _REMEDY,
+        0.9,
+    ),
+    Statement(
+        r"Address already in use \(addr='\w+://[^']*?:(?P<port>\d+)'", "port {port} is already in use where {who} wants to listen", _REMEDY, 0.95
+    ),
+    Statement(
+        r"(?:Errno 98\]|EADDRINUSE).{0,60}?(?:\('[^']*', (?P<port>\d+)\))?: address already in use",
+        "port {port} is already in use where {who} wants to listen",
+        _REMEDY,
+        0.93,
+    ),
+    Statement(
+        r"(?:Error: |\] )Address already in use$", "a port is already in use where {who} wants to listen", _REMEDY.replace("{port}", "PORT"), 0.9
+    ),
+    Statement(r"[Pp]ort (?P<port>\d+) is (?:already )?in use", "port {port} is already in use where {who} wants to listen", _REMEDY, 0.85),
+    Statement(
+        r"Miscellaneous client with(?:out| incorrect) VALIDATE query",
+        "something that is not torch talks to the port of the store",
+        _REMEDY.replace("{port}", "PORT"),
+        0.5,
+        "nobody",
+    ),
+)
 
 
 def check(run: Run) -> list[Finding]:

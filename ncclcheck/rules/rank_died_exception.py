@@ -17,41 +17,71 @@ Blames
     rank 1 @ b: init, all_reduce | gone 3
     => 1
 
+Blames
+    log node-a/rank0.log: [rank0]: Traceback (most recent call last):
+    log node-a/rank0.log: [rank0]: torch.distributed.DistBackendError: NCCL error in: NCCLUtils.cpp:94, remote process exited or there was a network error
+    log node-b/rank3.log: [rank3]: Traceback (most recent call last):
+    log node-b/rank3.log: [rank3]:   File "/home/me/data.py", line 8, in load
+    log node-b/rank3.log: [rank3]: IndexError: list index out of range
+    => 3
+
 Spares
     rank 0 @ a: init, all_reduce... | error RuntimeError: Connection closed by peer
     rank 1 @ b: init, all_reduce
+
+Spares
+    log a.log: [rank0]: Traceback (most recent call last):
+    log a.log: [rank0]: torch.distributed.DistStoreError: wait timeout after 15000ms, keys: /default_pg/0//cuda//0
 """
 
-from ncclcheck.model import Finding, Run
+from ncclcheck.model import Fact, Finding, Run
 from ncclcheck.rules import _reading as reading
 
 EXPLAINS = ("rank_stuck_in_python", "rank_exited_early", "network_unreachable", "peer_reset")
 
 
 def check(run: Run) -> list[Finding]:
-    """The first rank whose error is its own."""
-    own = [fact for fact in run.of("error") if fact.rank is not None and not reading.CONSEQUENCE.search(str(fact.get("message", "")))]
+    """The first rank whose error is its own, and those that raised the same."""
     if run.of("engine-error"):
         return []
+    own = reading.own_errors(run)
     if not own:
         return _silent(run)
     first = own[0]
-    logs = [fact for fact in run.of("traceback") if fact.rank == first.rank]
-    assert first.rank is not None
+    same = [fact for fact in own if reading.error(fact) == reading.error(first)]
+    ranks = sorted({fact.rank for fact in same if fact.rank is not None})
+    hosts = list(dict.fromkeys(fact.host for fact in same if fact.host))
+    who = ", ".join(run.name(rank) for rank in ranks[:4]) or (hosts[0] if hosts else "a process")
+    where = f" in {first.get('where')}" if first.get("where") else ""
+    logs = [fact for fact in run.of("traceback") if fact.rank in ranks]
+    place = f", {reading.at(run, ranks[0])}{reading.bystanders(run, ranks)}" if ranks and run.steps else ""
     return [
         Finding(
             "rank-died-exception",
-            f"{run.name(first.rank)} raised {reading.error(first)}, {reading.at(run, first.rank)}{reading.bystanders(run, [first.rank])}",
-            run.blame([first.rank]),
-            0.9,
-            reading.quote(*(logs or [first])),
-            f"read the traceback of rank {first.rank} on {first.host or 'its host'} and mend what it names; the other ranks only wait for it",
+            f"{who} raised {reading.error(first)}{where}{place}",
+            run.blame(ranks),
+            _confidence(run, first),
+            reading.quote(*(logs or same)),
+            f"read the traceback of {f'rank {ranks[0]}' if ranks else who} on {first.host or 'its host'} and mend what it names "
+            f"({reading.error(first)}{where}); the other ranks only wait for it or fail after it",
+            time=first.time,
         )
     ]
 
 
+def _confidence(run: Run, first: Fact) -> float:
+    """Less where a program states another cause, where the report shows the last line alone, or where no rank is named."""
+    if run.of("says"):
+        return 0.5
+    if first.kind == "error-line":
+        return 0.6
+    return 0.9 if first.rank is not None else 0.75
+
+
 def _silent(run: Run) -> list[Finding]:
     """Ranks that left with an error's exit code and no error of their own."""
+    if run.sources:  # in logs, an exit code of its own says nothing that the lines before it do not say better
+        return []
     spoke = {fact.rank for fact in run.of("error")}
     codes = {fact.rank: fact for kind in ("gone", "exit") for fact in run.of(kind) if fact.rank is not None and (fact.get("code") or 0) > 0}
     return [

@@ -25,6 +25,16 @@ Blames
     fact launcher-failed @ b code=1
     => 1
 
+Blames
+    log fr_rank_0: {"pg_config": {"0": {"ranks": "[0, 1, 2]"}}, "pg_status": {"0": {"last_enqueued_collective": 9, "last_completed_collective": 7}}}
+    log fr_rank_2: {"pg_config": {"0": {"ranks": "[0, 1, 2]"}}, "pg_status": {"0": {"last_enqueued_collective": 9, "last_completed_collective": 7}}}
+    => 1
+
+Spares
+    log fr_rank_0: {"pg_config": {"0": {"ranks": "[0, 1, 2]"}}, "pg_status": {"0": {"last_enqueued_collective": 9, "last_completed_collective": 7}}}
+    log fr_rank_2: {"pg_config": {"0": {"ranks": "[0, 1, 2]"}}, "pg_status": {"0": {"last_enqueued_collective": 9, "last_completed_collective": 7}}}
+    log rank1.log: [rank1]:[E] [PG ID 0 PG GUID 0(default_pg) Rank 1] failure detected by watchdog at work sequence id: 8 PG status: last enqueued work: 9, last completed work: 7
+
 Spares
     rank 0 @ a: init, all_reduce...
     rank 1 @ b: init | gone 0
@@ -32,11 +42,13 @@ Spares
 Spares
     rank 0 @ a: init, all_reduce
     rank 1 @ b: init, all_reduce
-"""
+"""  # noqa: E501 (lines of logs)
 
 import signal
+from collections.abc import Mapping
 
-from ncclcheck.model import Finding, Run
+from ncclcheck import waits
+from ncclcheck.model import Evidence, Fact, Finding, Run
 from ncclcheck.rules import _reading as reading
 
 EXPLAINS = (
@@ -47,15 +59,60 @@ EXPLAINS = (
     "missing_rank_at_rendezvous",
     "peer_reset",
     "probe_crashed",
+    "slow_rank",
+    "gpu_kernel_stuck",
+)
+
+_REMEDY = (
+    "dmesg -T | grep -i -E 'out of memory|oom|killed process|segfault|Xid'   # who sent the signal (SIGKILL: the OOM killer, a scheduler, a person); "
+    "then free -h, or raise the memory limit of the job; its exit code stands in the launcher's log"
 )
 
 
 def check(run: Run) -> list[Finding]:
+    """Ranks that died without a word of their own: as their launcher saw it, or because nothing but silence is left of them."""
+    return _ended(run) or _silent(run)
+
+
+def _silent(run: Run) -> list[Finding]:
+    """Ranks that others wait for and that neither wrote a dump nor answer: no stack, no state, no error, no last position."""
+    found = waits.of(run)
+    told = {fact.rank for kind in ("error", "exit", "gone", "left", "stopped", "stack", "state", "zombie", "oom-kill") for fact in run.of(kind)}
+    looked_at = {fact.rank for kind in ("stack", "state") for fact in run.of(kind)} & set(found.waiting)
+    missed = {rank: fact for fact in run.of("ras") if fact.get("problem") == "incomplete" for rank in fact.get("ranks") or ()}
+    resets = [fact for fact in run.of("reset") if fact.rank in found.waiting]
+    if len(found.absent) != 1 or found.absent[0] in told or found.of(found.absent[0]) is None:
+        return []
+    rank = found.absent[0]
+    if not run.dumps and rank not in missed and not resets:
+        return []  # a dead process leaves broken connections behind
+    signs = [rank in missed, bool(resets), len(looked_at) > 1]
+    evidence = [*reading.quote(*([missed[rank]] if rank in missed else []), *resets[:3]), *_wait_lines(found, rank)]
+    silence = "; it wrote no flight recorder's dump, though its peers did" if run.dumps else ""
+    return [
+        Finding(
+            "rank-killed",
+            f"{run.name(rank)} is silent: {found.of(rank)}{silence}{', and connections to it closed' if resets else ''}",
+            run.blame([rank]),
+            0.5 + 0.12 * sum(signs),
+            evidence,
+            f"on {(run.hosts([rank]) or ['its host'])[0] or 'its host'}: {_REMEDY}",
+            [f"the end of rank {rank}'s log and its launcher's log", "dmesg -T of its host"],
+        )
+    ]
+
+
+def _wait_lines(found: waits.Waits, rank: int) -> list[Evidence]:
+    wait = found.of(rank)
+    return list(wait.evidence[:3]) if wait else []
+
+
+def _ended(run: Run) -> list[Finding]:
     """One finding per rank that died without a word of its own."""
     spoke = {fact.rank for fact in run.of("error")}
     codes = {fact.rank: fact for fact in run.of("exit") if fact.rank is not None}
     with_it = {
-        fact.host: f"torchrun of {fact.host} was killed by {signal.Signals(-fact.get('code')).name}, and with it "
+        fact.host: f"torchrun of {fact.host} was killed by {_signal(fact.get('code'))}, and with it "
         for fact in run.of("launcher-failed")
         if fact.get("code") < 0
     }
@@ -66,9 +123,9 @@ def check(run: Run) -> list[Finding]:
             continue
         exit_ = codes.get(rank)
         code = exit_.get("code") if exit_ else gone.get("code")
-        if code is not None and code >= 0:
+        if code is not None and (code >= 0 or _follows(run, rank, code, codes)):
             continue
-        how = f"was killed by {signal.Signals(-code).name}" if code is not None else "is gone without a word (its exit code is not known), last seen"
+        how = f"was killed by {_signal(code)}" if code is not None else "is gone without a word (its exit code is not known), last seen"
         result.append(
             Finding(
                 "rank-killed",
@@ -76,8 +133,19 @@ def check(run: Run) -> list[Finding]:
                 run.blame([rank]),
                 0.97 if code is not None else 0.6,
                 reading.quote(*([exit_] if exit_ and exit_ is not gone else []), gone),
-                f"on {gone.host or 'its host'}: dmesg -T | grep -i -E 'out of memory|oom|killed process|segfault|Xid'   # who sent the signal; "
-                "then free -h, or raise the memory limit of the job",
+                f"on {gone.host or 'its host'}: {_REMEDY}",
             )
         )
     return result
+
+
+def _signal(code: int) -> str:
+    """The name of the signal in an exit code below zero."""
+    return signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+
+
+def _follows(run: Run, rank: int, code: int, codes: Mapping[int, Fact]) -> bool:
+    """Whether the signal came because of another rank: the watchdog's abort after a time-out, the launcher's end of the survivors."""
+    if -code == signal.SIGABRT:
+        return any(fact.rank == rank for kind in ("timeout", "position", "reset", "error") for fact in run.of(kind))
+    return -code == signal.SIGTERM and any(-(fact.get("code") or 0) != signal.SIGTERM for fact in codes.values())

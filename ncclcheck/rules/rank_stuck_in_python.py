@@ -19,6 +19,17 @@ Blames
     rank 1 @ b: init, all_reduce... | stack stuck_here (faults/hang.py:20)
     => 1
 
+Blames
+    log fr_rank_0: {"pg_config": {"0": {"ranks": "[0, 1, 2]"}}, "pg_status": {"0": {"last_enqueued_collective": 9, "last_completed_collective": 7}}}
+    log fr_rank_1: {"pg_config": {"0": {"ranks": "[0, 1, 2]"}}, "pg_status": {"0": {"last_enqueued_collective": 7, "last_completed_collective": 7}}}
+    log fr_rank_2: {"pg_config": {"0": {"ranks": "[0, 1, 2]"}}, "pg_status": {"0": {"last_enqueued_collective": 9, "last_completed_collective": 7}}}
+    => 1
+
+Spares
+    log fr_rank_0: {"pg_config": {"0": {"ranks": "[0, 1, 2]"}}, "pg_status": {"0": {"last_enqueued_collective": 9, "last_completed_collective": 7}}}
+    log fr_rank_1: {"pg_config": {"0": {"ranks": "[0, 1, 2]"}}, "pg_status": {"0": {"last_enqueued_collective": 9, "last_completed_collective": 7}}}
+    log fr_rank_2: {"pg_config": {"0": {"ranks": "[0, 1, 2]"}}, "pg_status": {"0": {"last_enqueued_collective": 9, "last_completed_collective": 7}}}
+
 Spares
     rank 0 @ a: init, broadcast, all_reduce...
     rank 1 @ b: init, broadcast... | stack broadcast (distributed/distributed_c10d.py:2900)
@@ -32,13 +43,83 @@ Spares
     rank 1 @ b: init | gone
 """
 
-from ncclcheck.model import Finding, Run
+from ncclcheck import recorder, waits
+from ncclcheck.model import Fact, Finding, Run
 from ncclcheck.rules import _reading as reading
 
-EXPLAINS = ("network_unreachable",)
+EXPLAINS = ("network_unreachable", "slow_rank", "gpu_kernel_stuck", "p2p_mismatch", "rpc_timeout")
 
 
 def check(run: Run) -> list[Finding]:
+    """Ranks that are alive and behind what others are inside of, as announced, or as flight recorders and watchdogs show."""
+    return _announced(run) or _behind(run) or _unheard(run)
+
+
+def _unheard(run: Run) -> list[Finding]:
+    """The only rank whose watchdog says nothing: it waits for nothing. Connections to it are whole, so it lives."""
+    found = waits.of(run)
+    ended = {fact.rank for kind in ("exit", "gone", "left", "stopped", "error", "oom-kill") for fact in run.of(kind)}
+    if run.dumps or len(found.absent) != 1 or found.absent[0] in ended or run.of("reset") or len(found.waiting) < 2:
+        return []
+    rank = found.absent[0]
+    wait = found.of(rank)
+    return [
+        Finding(
+            "rank-stuck-in-python",
+            f"{run.name(rank)} alone has no time-out of its own: {wait}, so it never entered that collective",
+            run.blame([rank]),
+            0.65,
+            wait.evidence if wait else (),
+            _remedy(run, rank, None) + "; give every rank the same number of steps (join, drop_last=True) if its data ends earlier",
+            [f"the log of rank {rank}, and py-spy dump of its process"],
+        )
+    ]
+
+
+def _behind(run: Run) -> list[Finding]:
+    """Ranks that others wait for and that wait for nobody, though nothing says that they ended."""
+    found = waits.of(run)
+    ended = {fact.rank for kind in ("exit", "gone", "left", "stopped", "zombie", "oom-kill") for fact in run.of(kind)}
+    ended |= {fact.rank for fact in run.of("error") if not reading.CONSEQUENCE.search(str(fact.get("message", "")))}
+    dumps = recorder.by_rank(tuple(run.dumps))
+    stacks = {fact.rank: fact for fact in reversed(run.of("stack")) if fact.get("thread") in (None, "MainThread")}
+    result = []
+    for rank in found.idle:
+        wait, stack = found.of(rank), stacks.get(rank)
+        if rank in ended or len(found.idle) > max(1, len(found.waiting)) or (stack and _communicates(stack.get("frames", []))):
+            continue
+        place = found.positions.get(rank)
+        after = f"; the last it issued is #{place.enqueued}" if place and place.enqueued else ""
+        spot = f" sits in {stack.get('own')} and" if stack and stack.get("own") else ""
+        result.append(
+            Finding(
+                "rank-stuck-in-python",
+                f"{run.name(rank)}{spot} never entered the collective its peers wait in: {wait or 'a message from it'}{after}",
+                run.blame([rank]),
+                0.95 if stack else 0.85,
+                [
+                    *reading.quote(*([stack] if stack else [])),
+                    *([place.evidence] if place else [dumps[rank].newest()] if rank in dumps else []),
+                    *(wait.evidence[:2] if wait else ()),
+                ],
+                _remedy(run, rank, stack),
+                [f"py-spy dump --pid PID of rank {rank}, twice"],
+            )
+        )
+    return result
+
+
+def _remedy(run: Run, rank: int, stack: Fact | None) -> str:
+    who = run.ranks.get(rank)
+    pid = who.pid if who and who.pid else "PID"
+    spot = str(stack.get("own")) if stack and stack.get("own") else "the top of that stack"
+    return (
+        f"on {who.host if who and who.host else 'its host'}: py-spy dump --pid {pid}   # then mend what holds rank {rank} at {spot}: a lock, a data "
+        "loader, a checkpoint or a branch that only this rank takes. Where it only takes long, give init_process_group a longer timeout"
+    )
+
+
+def _announced(run: Run) -> list[Finding]:
     """Ranks that are behind a collective which others are inside, are alive, and are in no collective themselves."""
     last = run.last_steps()
     inside = [step for step in last.values() if step.inside and not step.local]

@@ -5,16 +5,74 @@ Blames
     fact hello @ b conflict=protocol value=2 version=0.2.0
     => a b
 
+Blames
+    log node-a.log: RuntimeError: operator torchvision::nms does not exist
+    => -
+
+Blames
+    log node-a.log: [rank0]: ImportError: cannot import name 'rotate' from 'flash_attn.layers' (/opt/flash_attn/layers.py)
+    => 0
+
+Blames
+    log node-a.log: RuntimeError: Detected that PyTorch and torchvision were compiled with different CUDA major versions.
+    => node-a
+
 Spares
     fact hello @ a conflict=nnodes value=2 nnodes=2
 """
 
-from ncclcheck.model import Culprit, Finding, Run
+from ncclcheck.evidence._reads import Statement
+from ncclcheck.model import Culprit, Fact, Finding, Run
 from ncclcheck.rules import _reading as reading
+
+EXPLAINS = ("rank_died_exception",)
+_SAME = "pip list | grep -iE 'torch|nccl|vllm|ray|flash|transformers'   # on every node: they must agree; pip install the releases that belong to this torch"
+_KINDS = {"torch-version": "torch", "vllm-version": "vLLM", "driver": "the NVIDIA driver"}
+
+READS = (
+    Statement(
+        r"operator torchvision::nms does not exist",
+        "torchvision was built for another torch",
+        "pip uninstall -y torchvision torchaudio torchcodec   # or install the builds that belong to this torch",
+        0.92,
+        "nobody",
+    ),
+    Statement(
+        r"ImportError: cannot import name '(?P<name>[^']*)' from '(?P<module>[^']*)'",
+        "{module} of this release has no {name}: packages do not fit",
+        _SAME,
+        0.8,
+    ),
+    Statement(
+        r"PyTorch and \w+ were compiled with different CUDA",
+        "torch and a package beside it were built for different CUDA versions",
+        _SAME,
+        0.9,
+        "host",
+    ),
+)
 
 
 def check(run: Run) -> list[Finding]:
-    """Agents that speak different versions of the control plane's protocol."""
+    """Agents that speak different versions of the control plane's protocol, and hosts whose logs name different releases."""
+    return [*_agents(run), *_releases(run)]
+
+
+def _releases(run: Run) -> list[Finding]:
+    result = []
+    for kind, name in _KINDS.items():
+        hosts: dict[str, Fact] = {fact.host: fact for fact in run.of(kind) if fact.host}
+        versions = {str(fact.get("version")) for fact in hosts.values()}
+        if len(versions) > 1:
+            said = ", ".join(f"{host} has {fact.get('version')}" for host, fact in hosts.items())
+            odd = [host for host, fact in hosts.items() if [f.get("version") for f in hosts.values()].count(fact.get("version")) * 2 < len(hosts)]
+            facts = list(hosts.values())[:8]
+            title = f"the nodes run different releases of {name}: {said}"
+            result.append(Finding("version-mismatch", title, Culprit(hosts=odd or list(hosts)), 0.7, reading.quote(*facts), _SAME))
+    return result
+
+
+def _agents(run: Run) -> list[Finding]:
     facts = [fact for fact in run.of("hello") if fact.get("conflict") == "protocol"]
     if not facts:
         return []

@@ -1,22 +1,93 @@
-"""Nodes disagree on how many take part: different --nnodes or --nproc-per-node, or more agents than announced.
+"""Nodes or ranks disagree on how many take part: different --nnodes, --nproc-per-node or WORLD_SIZE, or more than announced.
 
 Blames
     fact hello @ a conflict=nnodes node_rank=0 value=2 nnodes=2
     fact hello @ b conflict=nnodes node_rank=1 value=3 nnodes=3
     => a b
 
+Blames
+    log node-a.log: [rank3]: RuntimeError: [enforce fail at gloo/context.cc:28] rank < size. 3 vs 2
+    => 3
+
+Blames
+    log node-a.log: node-a:84:89 [0] bootstrap.cc:318 NCCL WARN Bootstrap Root : mismatch in rank count from procs 4 : 8
+    => -
+
+Blames
+    log a.log: ValueError: Invalid rank 5, rank should be in the interval [0, 3]
+    => 5
+
+Blames
+    log node-a/rank0.log: torch.distributed.DistStoreError: Timed out after 61 seconds waiting for clients. 1/2 clients joined.
+    log node-b/rank2.log: Initializing distributed: GLOBAL_RANK: 2, MEMBER: 3/4
+    => -
+
+Spares
+    log node-a/rank0.log: torch.distributed.DistStoreError: Timed out after 61 seconds waiting for clients. 1/2 clients joined.
+    log node-b/rank1.log: Initializing distributed: GLOBAL_RANK: 1, MEMBER: 2/2
+
 Spares
     fact hello @ a conflict=node_rank node_rank=1 value=1
 """
 
-from ncclcheck.model import Culprit, Finding, Run
+from ncclcheck.evidence._reads import Statement
+from ncclcheck.model import Culprit, Fact, Finding, Run
 from ncclcheck.rules import _reading as reading
 
+EXPLAINS = ("missing_rank_at_rendezvous", "rank_died_exception")
 _FLAGS = {"nnodes": "--nnodes", "nproc_per_node": "--nproc-per-node"}
+_REMEDY = (
+    "start every node with the same size: WORLD_SIZE = nnodes x nproc_per_node; the same --nnodes and --nproc-per-node for torchrun, "
+    "--tensor-parallel-size x --pipeline-parallel-size for vLLM, --tp for SGLang; echo $WORLD_SIZE on each"
+)
+
+READS = (
+    Statement(
+        r"rank < size\. (?P<rank>\d+) vs (?P<size>\d+)",
+        "rank {rank} is not in a group of {size}: more processes were started than the group has",
+        _REMEDY,
+        0.93,
+    ),
+    Statement(
+        r"mismatch in rank count from procs (?P<one>\d+) : (?P<other>\d+)",
+        "the ranks disagree on their number: {one} and {other}",
+        _REMEDY,
+        0.95,
+        "nobody",
+    ),
+    Statement(
+        r"Invalid rank (?P<rank>\d+), rank should be in the interval \[0, (?P<last>\d+)\]",
+        "rank {rank} is outside of the group, whose last is {last}",
+        _REMEDY,
+        0.9,
+    ),
+)
 
 
 def check(run: Run) -> list[Finding]:
-    """Agents that believe in different sizes."""
+    """Agents, or ranks in their logs, that believe in different sizes."""
+    return [*_agents(run), *_claims(run)]
+
+
+def _claims(run: Run) -> list[Finding]:
+    """Sources that each claim one size of the world, and not the same, in a job that did not come together."""
+    if not (run.of("joined") or run.of("store-wait")):
+        return []
+    claims: dict[str, set[int]] = {}
+    quotes: dict[int, Fact] = {}
+    for fact in run.of("world"):
+        if fact.source and isinstance(size := fact.get("size"), int) and size > 1:
+            claims.setdefault(fact.source.file, set()).add(size)
+            quotes.setdefault(size, fact)
+    sizes = {next(iter(said)) for said in claims.values() if len(said) == 1}
+    if len(sizes) < 2:
+        return []
+    facts = [quotes[size] for size in sorted(sizes)]
+    said = ", ".join(f"{fact.get('size')} ({fact.host or (fact.source.file if fact.source else '')})" for fact in facts)
+    return [Finding("world-size-mismatch", f"the ranks disagree on their number: {said}", Culprit(), 0.93, reading.quote(*facts), _REMEDY)]
+
+
+def _agents(run: Run) -> list[Finding]:
     facts = [fact for fact in run.of("hello") if fact.get("conflict") in (*_FLAGS, "count")]
     if not facts:
         return []

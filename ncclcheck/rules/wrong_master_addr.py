@@ -1,4 +1,6 @@
-"""The master address is wrong: not an address of node 0, or one that cannot be reached from here.
+"""The master address is wrong: not an address of node 0, no host's name, or one that cannot be reached from here.
+
+Only nodes that are not node 0 fail, and all of them at the address they were given; node 0 waits for them somewhere else.
 
 Blames
     fact master @ b name=10.0.0.99 address=10.0.0.99 port=29600 answer=unreachable text=no-route
@@ -8,21 +10,91 @@ Blames
     fact master @ a name=10.0.0.9 address=10.0.0.9 port=29600 answer=not-ours text=x
     => a
 
+Blames
+    log node-a/rank0.log: torch.distributed.DistStoreError: Timed out after 16 seconds waiting for clients. 2/4 clients joined.
+    log node-b/rank2.log: [E socket.cpp:818] [c10d] The client socket has failed to connect to any network address of (10.9.0.77, 29500). (errno: 113 - No route to host).
+    => 2
+
+Blames
+    log node-b.log: [W socket.cpp:601] [c10d] The IPv6 network addresses of (/home/me/job.sh, 29500) cannot be retrieved (gai error: -3 - Temporary failure in name resolution).
+    => node-b
+
 Spares
     fact master @ b name=node0 address=10.0.0.1 port=29600 answer=refused text=refused
+
+Spares
+    log node-a/rank0.log: torch.distributed.DistStoreError: Timed out after 16 seconds waiting for clients. 2/4 clients joined.
 """
 
-from ncclcheck.model import Culprit, Evidence, Finding, Run
+from ncclcheck.model import Culprit, Evidence, Fact, Finding, Run
+from ncclcheck.rules import _reading as reading
+from ncclcheck.rules.hostname_resolution import LOOPBACK, plausible
 
+EXPLAINS = ("missing_rank_at_rendezvous", "rank_died_exception", "peer_reset", "store_lost")
 _TITLES = {
     "unreachable": "{host} cannot reach the master address {name}:{port}: {text}",
     "silent-host": "{host} gets no answer at all from the master address {name}:{port}: no such host, a dead one, or a firewall",
     "not-ours": "the master address {name} is not an address of {host}, which is to be node 0: {text}",
 }
+_REMEDY = (
+    "on node 0: ip -br addr   # its address on the network that all nodes share; give it to every node: MASTER_ADDR (--master-addr, --rdzv-endpoint, "
+    "--main_process_ip), the same everywhere; then nc -vz MASTER_ADDR {port} from the node that fails, while node 0 waits"
+)
+_UNREACHABLE = (101, 113)
 
 
 def check(run: Run) -> list[Finding]:
     """What a node saw when it tried the master address."""
+    return [*_tried(run), *_no_name(run), *_store(run)]
+
+
+def _no_name(run: Run) -> list[Finding]:
+    """A path, an empty word or a variable's name in the place of a host."""
+    facts = [fact for fact in run.of("unresolved") if not plausible(str(fact.get("name", "")))]
+    if not facts:
+        return []
+    return [_finding(facts, f"the master address {facts[0].get('name')!r} is not the name of a host", 0.93, facts[0].get("port"), run)]
+
+
+def _store(run: Run) -> list[Finding]:
+    failed = [fact for fact in run.of("store-connect") if fact.get("address")]
+    if not failed:
+        return []
+    codes = {fact.get("errno") for fact in run.of("store-connect") if fact.get("errno")}
+    address, port = str(failed[0].get("address")), failed[0].get("port")
+    waits = [fact for fact in run.of("joined") if int(fact.get("there", 0)) < int(fact.get("expected", 0))]
+    elsewhere = {str(fact.get("address")) for fact in run.of("rendezvous") if fact.host not in {other.host for other in failed}} - {address}
+    where = f"{address}:{port}"
+    if LOOPBACK.match(address):
+        if waits or any(fact.rank for fact in failed):
+            return [_finding([*failed, *waits[:2]], f"{{who}} looks for the master on its own host ({where})", 0.75, port, run)]
+        return []
+    if codes & set(_UNREACHABLE):
+        return [_finding([*failed, *waits[:2]], f"no way leads from {{who}} to the master address {where}", 0.85 if waits else 0.7, port, run)]
+    if waits and (elsewhere or 111 in codes):
+        return [
+            _finding([*failed, *waits[:2]], f"nothing answers {{who}} at the master address {where}, and node 0 waits elsewhere", 0.75, port, run)
+        ]
+    return []
+
+
+def _finding(facts: list[Fact], title: str, confidence: float, port: object, run: Run) -> Finding:
+    failed = [fact for fact in facts if fact.kind != "joined"]
+    ranks = sorted({fact.rank for fact in failed if fact.rank is not None})
+    hosts = list(dict.fromkeys(fact.host for fact in failed if fact.host))
+    who = ", ".join(run.name(rank) for rank in ranks[:2]) or (hosts[0] if hosts else "a node")
+    return Finding(
+        "wrong-master-addr",
+        title.replace("{who}", who),
+        Culprit(ranks=ranks or None, hosts=hosts or None),
+        confidence,
+        reading.quote(*failed[:6], *(fact for fact in facts if fact.kind == "joined")),
+        _REMEDY.format(port=port),
+        time=failed[0].time,
+    )
+
+
+def _tried(run: Run) -> list[Finding]:
     return [
         Finding(
             "wrong-master-addr",

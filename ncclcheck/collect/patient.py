@@ -1,0 +1,73 @@
+"""Reads what may never answer (a process in uninterruptible I/O, a driver that hangs) from a thread that nobody has to wait for."""
+
+from __future__ import annotations
+
+import math
+import queue
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+_REAPED = 0.5  # seconds in which a killed child is gone, unless it hangs in the kernel
+
+
+def items(work: Callable[[], Iterable[T]], seconds: float, *, each: float = math.inf) -> Iterator[T]:
+    """What `work` yields, one by one, for `seconds` altogether and at most `each` of them for one item.
+
+    Raises TimeoutError when it is late, its thread then yields nothing more; raises what `work` raises.
+    """
+    done: queue.SimpleQueue[tuple[bool, T | Exception | None]] = queue.SimpleQueue()
+    given_up = threading.Event()
+
+    def run() -> None:
+        try:
+            for item in work():
+                if given_up.is_set():
+                    return
+                done.put((True, item))
+            done.put((False, None))
+        except Exception as error:
+            done.put((False, error))
+
+    threading.Thread(target=run, daemon=True).start()
+    until = time.monotonic() + seconds
+    try:
+        while True:
+            wait = min(each, until - time.monotonic())
+            try:
+                more, item = done.get(timeout=max(wait, 0.0))
+            except queue.Empty:
+                raise TimeoutError(f"no answer in {min(each, seconds):g} s") from None
+            if not more:
+                if isinstance(item, Exception):
+                    raise item
+                return
+            yield item  # type: ignore[misc]  # `more` says that it is an item
+    finally:
+        given_up.set()
+
+
+def output(words: Sequence[str], seconds: float) -> str:
+    """What a command prints. Raises TimeoutError, or OSError where it cannot be started or fails, with its own last line.
+
+    A child that hangs in the kernel does not die when it is killed; it is not waited for.
+    """
+    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        out, error = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        try:
+            process.communicate(timeout=_REAPED)
+        except subprocess.TimeoutExpired:
+            for stream in (process.stdout, process.stderr):
+                if stream:
+                    stream.close()
+        raise TimeoutError(f"no answer in {seconds:g} s") from None
+    if process.returncode:
+        said = (error or out).decode("utf-8", "replace").strip().splitlines()
+        raise OSError(said[-1] if said else f"exit code {process.returncode}")
+    return out.decode("utf-8", "replace")

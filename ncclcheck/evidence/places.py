@@ -1,0 +1,121 @@
+"""Who speaks in a line, and when: what launchers, loggers and NCCL put before a message, and what a file's name says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from ncclcheck.evidence._reads import Place
+
+_HOST = r"[A-Za-z0-9][\w.-]*"
+_CLOCK = r"\d{1,2}:\d\d:\d\d(?:[.,]\d+)?"
+_PREFIX = re.compile(
+    "|".join(
+        (
+            rf"\[(?P<iso>\d{{4}}-\d\d-\d\d[ T]{_CLOCK})(?:Z|[+-]\d\d:?\d\d)?(?: (?:[DP]P\d+ )?(?:TP(?P<tp>\d+))?[^\]]*)?\]:?\s*",  # NCCL WARN; SGLang
+            rf"(?P<iso2>\d{{4}}[-/]\d\d[-/]\d\d[ T]{_CLOCK})(?:Z|[+-]\d\d:?\d\d)?[\s,|]*(?:- )?",  # ISO, Ray, kubectl --timestamps
+            rf"(?P<syslog>(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) +\d+ {_CLOCK}) (?P<syshost>{_HOST}) (?=kernel|[\w./-]+(?:\[\d+\])?:)",
+            rf"(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL) (?P<vllm>\d\d-\d\d {_CLOCK}) ",  # vLLM
+            rf"\[?(?P<glevel>[IWEFC])(?P<glog>\d{{4}} {_CLOCK}) (?:(?P<gpid>\d+) )?(?=\S+\])",  # c10d, torchelastic
+            r"\[[Rr]ank ?(?P<rank>\d+)\]:?\s?",  # torch, Lightning
+            r"\[rank(?P<rank2>\d+)\]\s*",
+            r"\[(?:default|trainer|worker)_?(?P<role>\d+)(?:\|\d+)?\]:\s*",  # torchrun --tee: a local rank
+            r"\[(?:\d+,)?(?P<tagged>\d+)\]<(?:stdout|stderr)>:\s?",  # mpirun --tag-output, horovod
+            r" {0,4}(?P<srun>\d{1,5}): (?=\S)(?!\S+: (?:<|flags))",  # srun --label, but not the lines of `ip`
+            rf"\[(?:pod/)?(?P<pod>{_HOST})/{_HOST}\] ",  # kubectl logs --prefix
+            rf"(?P<compose>{_HOST})\s+\| ",  # docker compose
+            rf"(?P<nccl>{_HOST}):(?P<ncclpid>\d+):\d+ \[(?P<cudadev>-?\d+)\] ",  # NCCL
+            r"\((?:\w*Worker_(?:DP\d+_)?(?:PP(?P<wpp>\d+)_)?TP(?P<wtp>\d+)\w*|VllmWorker(?:-| rank=)(?P<wrank>\d+))"
+            r"(?: pid=(?P<wpid>\d+))?(?:, ip=(?P<wip>[\w.:-]+))?\)\s",  # vLLM's workers
+            r"\((?:[A-Za-z_][\w:.-]* )?pid=(?P<pid>\d+)(?:, ip=(?P<ip>[\w.:-]+))?[^)]*\)\s",  # vLLM, Ray
+            rf"{_CLOCK} (?=[(\[]|[A-Z]+ )",  # a time without a date
+            r"\((?P<raylet>raylet|autoscaler)[^)]*\)\s?",
+            rf"(?P<file>{_HOST}\.(?:log|txt|out|err)):(?=\S)",  # grep -H
+            rf"(?P<pdsh>{_HOST}): (?=\[[\w ]|\S+ +NCCL |W\d|E\d|Traceback|  File )",  # pdsh, DeepSpeed
+        )
+    )
+)
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_DAYS = (0, 31, 60, 91, 121, 152, 182, 213, 244, 274, 305, 335)
+_INSIDE = re.compile(r"\[(?:PG[^\]]*?|)Rank (\d+)\]")
+_MOST_PREFIXES = 6
+_NAMED_RANK = re.compile(r"(?:^|[^a-z])rank[_-]?(\d+)(?!\d)", re.I)
+_NO_HOSTS = (
+    "nccl ncclras pyspy py-spy spy proc fr stack stacks log logs out err stdout stderr txt json pkl pickle dump trace node report debug info "
+    "output worker rank dmesg env environ ip ss ifconfig nvidia-smi smi slurm job train vllm engine ray raylet gdb status tar gz zip tgz "
+    "bundle head tail server client master console container local global attempt "
+)
+_WORDS = frozenset(_NO_HOSTS.split())
+
+
+def of_line(text: str) -> tuple[Place, str, float | None]:
+    """The speaker, the rest of the line, and the time in seconds since the year began."""
+    host: str | None = None
+    rank = pid = local = None
+    time: float | None = None
+    at = 0
+    for _ in range(_MOST_PREFIXES):
+        match = _PREFIX.match(text, at)
+        if not match or match.end() == at:
+            break
+        at = match.end()
+        groups = {name: value for name, value in match.groupdict().items() if value is not None}
+        for name, value in groups.items():
+            match name:
+                case "iso" | "iso2" | "syslog" | "vllm" | "glog":
+                    time = time if time is not None else _seconds(value)
+                case "rank" | "rank2" | "tagged" | "srun" | "tp" | "wrank":
+                    rank = rank if rank is not None else int(value)
+                case "wtp" if not groups.get("wpp"):
+                    rank = rank if rank is not None else int(value)
+                case "role":
+                    local = int(value)
+                case "nccl" | "syshost" | "ip" | "wip" | "pdsh" | "pod" | "compose":
+                    host = host or value
+                case "file":
+                    named = of_name(value)
+                    host, rank = host or named.host, rank if rank is not None else named.rank
+                case "pid" | "wpid" | "ncclpid" | "gpid":
+                    pid = pid if pid is not None else int(value)
+    if rank is None and (inside := _INSIDE.search(text, at, at + 200)):
+        rank = int(inside[1])
+    return Place(host, rank, pid, local), text[at:], time
+
+
+def of_name(name: str) -> Place:
+    """What a file's path says: `logs/gpu-07.rank3.log` -> host gpu-07, rank 3."""
+    rank = None
+    parts = name.split("/")
+    for part in reversed(parts):
+        if rank is None and (match := _NAMED_RANK.search(part)):
+            rank = int(match[1])
+    return Place(next(_hosts(parts), None), rank)
+
+
+def _hosts(parts: list[str]) -> Iterator[str]:
+    """What is left of a file's name, then of its folders, without the words that say what kind of file it is."""
+    for part in reversed(parts):
+        for piece in re.split(r"[._](?![0-9]+\.[0-9]+)", _NAMED_RANK.sub(".", part)):
+            bare = re.sub(r"[\d-]+$", "", piece).lower()
+            if (
+                len(piece) > 2
+                and piece.lower() not in _WORDS
+                and bare not in _WORDS
+                and re.search(r"[A-Za-z]", piece)
+                and re.search(r"[\dA-Z-]", piece)
+            ):
+                yield piece
+
+
+def _seconds(stamp: str) -> float | None:
+    """`1122 11:33:48.5`, `11-22 12:03:55`, `2026-11-22 11:34:22`, `Nov 22 11:34:22` -> seconds since the year began."""
+    day, _, clock = stamp.replace("T", " ").replace("/", "-").rpartition(" ")
+    if day[:3] in _MONTHS:
+        month, date = _MONTHS.index(day[:3]) + 1, int(day[3:])
+    else:
+        digits = day.replace("-", "")[-4:]
+        month, date = int(digits[:2]), int(digits[2:])
+    if not 1 <= month <= 12:
+        return None
+    hours, minutes, seconds = clock.replace(",", ".").split(":")
+    return (_DAYS[month - 1] + date) * 86400.0 + int(hours) * 3600 + int(minutes) * 60 + float(seconds)

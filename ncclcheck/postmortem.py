@@ -1,0 +1,115 @@
+"""From paths on the command line to a printed verdict on what lies there."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ncclcheck import __version__, assemble, printing, report
+from ncclcheck import triage as rules
+from ncclcheck.evidence import heap
+from ncclcheck.live import Live
+from ncclcheck.model import EXIT_CODES, Report
+from ncclcheck.options import Options
+from ncclcheck.printing import Usage
+
+ABOUT_NODES = ("nnodes", "node_rank", "master", "hosts")  # options by which nodes find each other
+
+
+def triage(paths: Sequence[str], given: Mapping[str, Any]) -> int:
+    """Run `ncclcheck triage`; its exit code. `given` holds the command line's options by name. Raises Usage."""
+    printing.check(given)
+    if given["live"]:
+        return _live(paths, given)
+    asked = [f"--{name.replace('_', '-')}" for name in (*ABOUT_NODES, "pid") if given[name] is not None]
+    if asked:
+        raise Usage(f"{' and '.join(asked)} belong{'s' * (len(asked) == 1)} to --live")
+    if not paths:
+        raise Usage("say what to read: files, folders, archives, or - for standard input; or --live for the jobs that run here")
+    for path in paths:
+        if path != "-" and not os.path.lexists(path):
+            raise Usage(f"there is no {path}")
+    return _show(_report(paths), given)
+
+
+def collect(pid: int | None, output: str) -> int:
+    """Run `ncclcheck collect`; its exit code. Raises ValueError for a pid that is not there, OSError where nothing can be written."""
+    from ncclcheck.collect import bundle  # here: what it needs would slow down reading a page
+
+    live = Live(sys.stderr, enabled=True)
+    try:
+        path = bundle.write(Path(output), pid, live.show)
+    finally:
+        live.close()
+    print(path)
+    return 0
+
+
+def _live(paths: Sequence[str], given: Mapping[str, Any]) -> int:
+    """Look at the jobs that run on this node, or, as one of several, on all of them."""
+    if paths:
+        raise Usage("--live looks at what runs now: give either it or paths")
+    folder = printing.writable(Path(given["run_dir"]))
+    if any(given[name] is not None for name in ABOUT_NODES):
+        return _with_others(folder, given)
+    from ncclcheck.collect import bundle
+
+    live = Live(sys.stderr, enabled=True)
+    into = folder / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+    into.mkdir(mode=0o700)
+    try:
+        bundle.gather(into, given["pid"], live.show)
+    except ValueError as error:
+        raise Usage(str(error)) from None
+    finally:
+        live.close()
+    result = _report([str(into)])
+    result.run["directory"] = str(into)
+    return _show(result, given)
+
+
+def _with_others(folder: Path, given: Mapping[str, Any]) -> int:
+    """The same on every node of a cluster, with one verdict for all."""
+    from ncclcheck import session
+
+    options = Options(probes=(), roll_call_timeout=given["roll_call_timeout"], examine=True, examine_pid=given["pid"])
+    return session.take_part(options, folder, {**given, "nproc_per_node": None, "allow_degraded": False}, os.environ)
+
+
+def _report(paths: Sequence[str]) -> Report:
+    start = time.perf_counter()
+    live = Live(sys.stderr, enabled=True)
+    readings = []
+    for reading in heap.read(paths):
+        readings.append(reading)
+        live.show(f"read {len(readings)} sources: {reading.name}")
+    live.close()
+    run = assemble.run(readings)
+    verdict = rules.judge(run)
+    sources = [{"name": r.name, "kind": r.kind, "bytes": r.nbytes, "problem": r.problem} for r in readings]
+    result = Report(
+        schema=1,
+        status=verdict.status,
+        summary=verdict.summary,
+        seconds=time.perf_counter() - start,
+        findings=verdict.findings,
+        emulated=False,
+        environment={},
+        probes=(),
+        nodes=(),
+        ranks=list(run.ranks.values()),
+        run={"version": __version__, "world_size": run.world_size},
+        sources=sources,
+    )
+    return report.masked(result)
+
+
+def _show(result: Report, given: Mapping[str, Any]) -> int:
+    printing.show(result, given, sys.stdout)
+    return EXIT_CODES[result.status]

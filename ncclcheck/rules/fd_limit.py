@@ -1,0 +1,29 @@
+"""A process may open too few files: NCCL, Gloo and stores hold a socket or more per peer.
+
+Blames
+    log rank7.log: OSError: [Errno 24] Too many open files
+    => 7
+
+Blames
+    log a.log: node-a:311:405 [0] misc/socket.cc:480 NCCL WARN ncclSocketInit: Socket creation failed : Too many open files
+    => node-a
+
+Spares
+    log rank7.log: FileNotFoundError: [Errno 2] No such file or directory
+"""
+
+from __future__ import annotations
+
+from ncclcheck.evidence._reads import Statement
+
+EXPLAINS = ("rank_died_exception", "peer_reset", "store_lost", "missing_rank_at_rendezvous")
+
+READS = (
+    Statement(
+        r"Too many open files",
+        "{who} may not open more files",
+        "ulimit -n 1048576 in the job's script; docker run --ulimit nofile=1048576:1048576; LimitNOFILE=infinity for slurmd or containerd; fewer "
+        "sockets: unset NCCL_NSOCKS_PERTHREAD NCCL_SOCKET_NTHREADS; torch.multiprocessing.set_sharing_strategy('file_system')",
+        0.93,
+    ),
+)

@@ -1,0 +1,68 @@
+"""An InfiniBand or RoCE port or cable failed: the port went down, or packets are lost on it until the card gives up.
+
+The card itself tells NCCL of a lost port ("async error event"). Without such a line, a completion with status 12 (retries exceeded) on an
+InfiniBand network says that the peer's port, cable or switch does not answer.
+
+Blames
+    log a.log: [2026-03-02 10:00:00] node-a:311:405 [0] transport/net_ib.cc:199 NCCL WARN NET/IB : mlx5_1:1 Got async error event: port error
+    log a.log: [2026-03-02 10:00:09] node-a:311:407 [0] transport/net_ib.cc:1295 NCCL WARN NET/IB : Got completion from peer 10.0.0.2<51830> with
+    => node-a
+
+Blames
+    log a.log: node-a:311:405 [0] transport/net_ib.cc:199 NCCL WARN NET/IB : mlx5_1:1 async fatal event: local catastrophic error
+    => node-a
+
+Blames
+    log a.log: node-a:311:405 [0] transport/net_ib.cc:80 NCCL WARN NET/IB : Got async event : port error
+    => node-a
+
+Blames
+    log a.log: node-a:311:405 [0] NCCL INFO NET/IB : Using [0]mlx5_0:1/IB [RO]; OOB eth0:10.0.0.1<0>
+    log a.log: node-a:311:407 [0] transport/net_ib.cc:1295 NCCL WARN NET/IB : Got completion from peer 10.0.0.2<51830> with status=12 opcode=0 len=0
+    => node-a
+
+Spares
+    log a.log: node-a:311:405 [0] transport/net_ib.cc:199 NCCL WARN NET/IB : mlx5_1:1 Got async error event: port active
+
+Spares
+    log a.log: node-a:311:405 [0] NCCL INFO NET/IB : Using [0]mlx5_0:1/RoCE [RO]; OOB eth0:10.0.0.1<0>
+    log a.log: node-a:311:407 [0] transport/net_ib.cc:1295 NCCL WARN NET/IB : Got completion from peer 10.0.0.2<51830> with status=12 opcode=0 len=0
+"""
+
+from __future__ import annotations
+
+from ncclcheck.evidence._reads import Statement
+from ncclcheck.model import Culprit, Finding, Run
+from ncclcheck.rules import _fabric as fabric
+from ncclcheck.rules import _reading as reading
+
+EXPLAINS = ("roce_gid", "mtu_mismatch", "wrong_hca_path", "rank_died_exception", "peer_reset", "network_unreachable", "rpc_timeout")
+
+REMEDY = (
+    "ibstat; ibdev2netdev; mlxlink -d {device} -m -c -e; perfquery -x (SymbolErrors, LinkDowned); dmesg -T | grep -i mlx5   # reseat or replace the "
+    "cable or transceiver, look at the switch port, drain the node; until then leave the card out: export NCCL_IB_HCA=^{device}"
+)
+EVENT = r"(?:Got async (?:error )?event ?|async fatal event|Got non-fatal async event): (?:port error|local catastrophic error|device fatal)"
+
+READS = (
+    Statement(
+        rf"NET/IB ?: (?P<interface>(?P<card>\w+):\d+) {EVENT}",
+        "the port {interface} of {who} reports that it failed",
+        REMEDY.replace("{device}", "{card}"),
+        0.95,
+        "host",
+    ),
+    Statement(rf"NET/IB ?: {EVENT}", "an InfiniBand or RoCE port of {who} reports that it failed", REMEDY.replace("{device}", "mlx5_X"), 0.9, "host"),
+)
+
+
+def check(run: Run) -> list[Finding]:
+    """Retries exceeded on a network that is InfiniBand, where no port said anything."""
+    facts = [fact for fact in run.of("ib-error") if fact.get("status") in fabric.UNANSWERED]
+    told = any(fact.get("rule") == "ib_link_error" for fact in run.of("says"))
+    if told or not facts or fabric.link_layer(run) != "InfiniBand":
+        return []
+    hosts = list(dict.fromkeys(fact.host for fact in facts if fact.host))
+    card = next((str(fact.get("interface")) for fact in facts if fact.get("interface")), "mlx5_X")
+    title = f"the peer {facts[0].get('peer', '')} does not answer over InfiniBand (status {facts[0].get('status')}): a port, cable or switch on the way failed"
+    return [Finding("ib-link-error", title, Culprit(hosts=hosts or None), 0.7, reading.quote(*facts[:4]), REMEDY.replace("{device}", card))]

@@ -1,0 +1,56 @@
+"""Locked memory is limited too low for RDMA: memory cannot be registered with the network device.
+
+Blames
+    log rank0.log: Please set max locked memory (ulimit -l) to 'unlimited' (current: 65536 kbytes)
+    => 0
+
+Blames
+    log rank0.log: libibverbs: Warning: RLIMIT_MEMLOCK is 65536 bytes.
+    => 0
+
+Blames
+    log a.log: node-a:311:405 [0] misc/ibvwrap.cc:183 NCCL WARN Call to ibv_reg_mr failed with error Cannot allocate memory
+    log a.log: Max locked memory         67108864             67108864             bytes
+    => node-a
+
+Blames
+    log a.log: node-a:311:405 [0] misc/ibvwrap.cc:183 NCCL WARN Call to ibv_create_qp failed with error Cannot allocate memory
+    log a.log: max locked memory       (kbytes, -l) 64
+    => node-a
+
+Spares
+    log a.log: node-a:311:405 [0] misc/ibvwrap.cc:183 NCCL WARN Call to ibv_reg_mr failed with error Cannot allocate memory
+    log a.log: Max locked memory         unlimited            unlimited            bytes
+"""
+
+from __future__ import annotations
+
+from ncclcheck.evidence._reads import Clue, Statement
+from ncclcheck.model import Culprit, Finding, Run
+from ncclcheck.rules import _reading as reading
+
+EXPLAINS = ("rank_died_exception", "peer_reset")
+
+REMEDY = (
+    "ulimit -l in the job itself must say unlimited: docker run --ulimit memlock=-1; LimitMEMLOCK=infinity in the unit of containerd, dockerd or "
+    "slurmd, then restart it; '* - memlock unlimited' in /etc/security/limits.conf; --cap-add IPC_LOCK"
+)
+
+READS = (
+    Statement(r"[Ss]et max locked memory \(ulimit -l\) to 'unlimited' \(current: (?P<limit>[^)]*)\)", "{who} may lock only {limit}", REMEDY, 0.95),
+    Statement(r"RLIMIT_MEMLOCK is (?P<limit>\d+) bytes", "{who} may lock only {limit} bytes of memory", REMEDY, 0.85),
+    Clue("memlock", r"[Mm]ax locked memory\s+(?P<bytes>\d+|unlimited)\s+\w"),
+    Clue("memlock", r"max locked memory\s+\(kbytes, -l\) (?P<kbytes>\d+|unlimited)"),
+)
+
+
+def check(run: Run) -> list[Finding]:
+    """Registration refused for want of memory, and a limit that is known and small, or not known."""
+    refused = run.of("ib-memory")
+    limits = run.of("memlock")
+    small = [fact for fact in limits if "unlimited" not in fact.fields.values()]
+    if not refused or (limits and not small) or run.of("memory-accounting"):
+        return []
+    hosts = list(dict.fromkeys(fact.host for fact in refused if fact.host))
+    title = f"memory cannot be registered with the network device ({refused[0].get('call')}): too little may be locked"
+    return [Finding("memlock-limit", title, Culprit(hosts=hosts or None), 0.9 if small else 0.6, reading.quote(refused[0], *small[:1]), REMEDY)]

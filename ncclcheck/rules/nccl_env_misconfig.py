@@ -1,0 +1,146 @@
+"""A setting of NCCL is wrong, left over from elsewhere, or differs between ranks that must agree.
+
+Settings come from the environment, from ~/.nccl.conf and /etc/nccl.conf, and from images. NCCL prints each one that it reads
+("set by environment to"). Algorithm, protocol, transport and buffer sizes must be the same on all ranks.
+
+Blames
+    log a.log: node-a:311:405 [0] NCCL INFO NCCL_PROTO set by environment to Simple
+    log b.log: node-b:311:405 [0] NCCL INFO NCCL_PROTO set by environment to LL
+    => node-a node-b
+
+Blames
+    log a.log: node-a:311:405 [0] NCCL INFO NCCL_IB_DISABLE set by environment to 1.
+    log b.log: node-b:311:405 [0] NCCL INFO NCCL_DEBUG_SUBSYS set by environment to INIT
+    log b.log: node-b:311:405 [0] NCCL INFO NCCL_IB_HCA set to mlx5_0
+    => node-a
+
+Blames
+    log a.log: node-a:311:405 [0] net.cc:560 NCCL WARN Error: network AWS Libfabric not found.
+    => node-a
+
+Blames
+    log a.log: node-a:311:405 [0] enqueue.cc:1210 NCCL WARN Error : no algorithm/protocol available for function AllReduce with datatype ncclInt8.
+    => node-a
+
+Blames
+    log a.log: node-a:311:405 [0] bootstrap.cc:200 NCCL WARN Invalid NCCL_COMM_ID, please use format: <ipv4>:<port> or [<ipv6>]:<port> or
+    => node-a
+
+Blames
+    log a.log: node-a:311:405 [0] graph/tuning.cc:90 NCCL WARN All entries except the first must have a prefix: "ring;tree"
+    => node-a
+
+Blames
+    log a.log: node-a:311:405 [0] graph/xml.cc:250 NCCL WARN Could not open XML topology file /opt/topo.xml : No such file or directory
+    => node-a
+
+Blames
+    log a.log: node-a:311:405 [0] NCCL INFO NCCL_BUFFSIZE set by environment to 1073741824.
+    log a.log: node-a:311:405 [0] misc/ibvwrap.cc:183 NCCL WARN Call to ibv_reg_dmabuf_mr failed with error Cannot allocate memory
+    => node-a
+
+Blames
+    log a.log: node-a:311:405 [0] init.cc:210 NCCL WARN Detected mixed local Net device counts across ranks (min 1, max 2). Set
+    => -
+
+Blames
+    log a.log: node-a:311:405 [0] init.cc:2100 NCCL WARN ncclCommGetUniqueId should not be called when NCCL_COMM_ID is set
+    => node-a
+
+Spares
+    log a.log: node-a:311:405 [0] NCCL INFO NCCL_SOCKET_IFNAME set by environment to eth0
+    log b.log: node-b:311:405 [0] NCCL INFO NCCL_SOCKET_IFNAME set by environment to ens5
+"""
+
+from __future__ import annotations
+
+from ncclcheck.evidence._reads import Statement
+from ncclcheck.model import Culprit, Fact, Finding, Run
+from ncclcheck.rules import _reading as reading
+
+EXPLAINS = ("memlock_limit", "kernel_regression", "peer_reset", "rank_died_exception")
+
+MUST_AGREE = frozenset(
+    f"NCCL_{name}"
+    for name in (
+        "ALGO PROTO NET NET_PLUGIN IB_DISABLE BUFFSIZE LL_BUFFSIZE LL128_BUFFSIZE NTHREADS MIN_NCHANNELS MAX_NCHANNELS MIN_CTAS MAX_CTAS MIN_NRINGS "
+        "MAX_NRINGS NCHANNELS_PER_NET_PEER COLLNET_ENABLE NVLS_ENABLE MNNVL_ENABLE NSOCKS_PERTHREAD SOCKET_NTHREADS IB_QPS_PER_CONNECTION "
+        "IB_SPLIT_DATA_ON_QPS NET_SHARED_BUFFERS P2P_NET_CHUNKSIZE COMM_ID CROSS_NIC PXN_DISABLE SOCKET_FAMILY"
+    ).split()
+)
+LARGE_BUFFER = 256 << 20  # bytes; the default is 4 MiB, and each channel of each peer has its own
+
+READS = (
+    Statement(
+        r"Error: network (?P<net>\S.*?) not found", "no network {net} as NCCL_NET demands on {who}", "unset NCCL_NET   # or install its plugin", 0.92
+    ),
+    Statement(
+        r"Error : no algorithm/protocol available for function (?P<function>\w+)",
+        "the NCCL_ALGO and NCCL_PROTO that are set leave no way to do {function}",
+        "unset NCCL_ALGO NCCL_PROTO   # on every rank",
+        0.92,
+        "host",
+    ),
+    Statement(r"Invalid NCCL_COMM_ID, ", "NCCL_COMM_ID is not an address and port", "unset NCCL_COMM_ID", 0.92, "host"),
+    Statement(r"should not be called when NCCL_COMM_ID is set", "NCCL_COMM_ID is set by somebody else", "unset NCCL_COMM_ID", 0.92, "host"),
+    Statement(
+        r"All entries except the first must have a prefix", "NCCL_ALGO or NCCL_PROTO cannot be read", "unset NCCL_ALGO NCCL_PROTO", 0.92, "host"
+    ),
+    Statement(
+        r"Could not open XML (?:topology|graph) file (?P<file>[^\s,]+)",
+        "{who} has no {file}, which NCCL_TOPO_FILE or NCCL_GRAPH_FILE names",
+        "unset NCCL_TOPO_FILE NCCL_GRAPH_FILE   # or put the file {file} on every node",
+        0.7,
+        "host",
+    ),
+    Statement(
+        r"Detected mixed local (?:Net|CollNet) device counts across ranks",
+        "ranks use different numbers of network devices: NCCL_IB_HCA or NCCL_NET differs between them, or a port is missing on some",
+        "ibv_devinfo -l; echo $NCCL_IB_HCA $NCCL_NET_PLUGIN   # on every node; NCCL_IGNORE_NET_MISMATCH=1 only hides it",
+        0.8,
+        "nobody",
+    ),
+)
+
+
+def check(run: Run) -> list[Finding]:
+    """Settings that ranks must share and do not, and a buffer too large to be registered."""
+    settings = [fact for fact in run.of("setting") if str(fact.get("name", "")).startswith("NCCL_")]
+    speakers = list(dict.fromkeys(fact.host for fact in settings if fact.host))
+    result = [
+        finding for name in sorted(MUST_AGREE) for finding in _differing(name, [fact for fact in settings if fact.get("name") == name], speakers)
+    ]
+    large = [f for f in settings if f.get("name") == "NCCL_BUFFSIZE" and isinstance(f.get("value"), int) and f.get("value") >= LARGE_BUFFER]
+    refused = run.of("ib-memory")
+    if large and refused:
+        title = f"NCCL_BUFFSIZE={large[0].get('value')} is more than the network device can register"
+        hosts = list(dict.fromkeys(fact.host for fact in refused if fact.host))
+        remedy = "unset NCCL_BUFFSIZE   # the default is 4194304"
+        result.append(Finding("nccl-env-misconfig", title, Culprit(hosts=hosts or None), 0.85, reading.quote(large[0], refused[0]), remedy))
+    return result
+
+
+def _differing(name: str, facts: list[Fact], speakers: list[str]) -> list[Finding]:
+    values: dict[str, list[str]] = {}
+    for fact in facts:
+        if fact.host and fact.host not in values.setdefault(str(fact.get("value")), []):
+            values[str(fact.get("value"))].append(fact.host)
+    told = [host for hosts in values.values() for host in hosts]
+    silent = [host for host in speakers if host not in told]
+    remedy = f"export {name} with one value on every node, or unset {name} everywhere; grep {name} /etc/nccl.conf ~/.nccl.conf"
+    if len(values) > 1 and len(set(told)) > 1:
+        said = ", ".join(f"{value} on {', '.join(hosts)}" for value, hosts in values.items())
+        return [
+            Finding(
+                "nccl-env-misconfig",
+                f"{name} differs between ranks: {said}",
+                Culprit(hosts=list(dict.fromkeys(told))),
+                0.75,
+                reading.quote(*facts),
+                remedy,
+            )
+        ]
+    if values and silent:
+        title = f"{name} is set to {next(iter(values))} on {', '.join(told)} and not on {', '.join(silent)}"
+        return [Finding("nccl-env-misconfig", title, Culprit(hosts=told), 0.6, reading.quote(*facts), remedy)]
+    return []

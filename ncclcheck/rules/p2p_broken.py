@@ -1,0 +1,106 @@
+"""GPUs announce that they can reach each other's memory and it does not work: NCCL hangs, or CUDA refuses.
+
+Typical: PCIe ACS or an IOMMU that redirects the traffic through the root complex, virtual machines, consumer cards whose driver
+announces P2P. All ranks of one host sit in the same first operation after "via P2P".
+
+Blames
+    log a.log: node-a:311:405 [0] transport/p2p.cc:270 NCCL WARN failed to open CUDA IPC handle : 1 invalid argument
+    => node-a
+
+Blames
+    log a.log: node-a:311:405 [0] transport/p2p.cc:310 NCCL WARN failed to peer with device 1(=41000): 217 peer access is not supported between these
+    => node-a
+
+Blames
+    log a.log: node-a:311:405 [0] graph/paths.cc:300 NCCL WARN P2P is disabled between NVLINK connected GPUs 1 and 2. This should not be the case
+    => node-a
+
+Blames
+    log a.log: Mar  3 10:00:00 node-a kernel: nvidia 0000:41:00.0: AMD-Vi: Event logged [IO_PAGE_FAULT domain=0x0030 address=0x2000 flags=0x0020]
+    log a.log: Mar  3 10:00:00 node-a kernel: DMAR: [DMA Write] Request device [41:00.0] fault addr 39ffc000000 [fault reason 05] PTE Write access is
+    => node-a
+
+Blames
+    log a.log: node-a:311:405 [0] NCCL INFO Channel 00/0 : 0[0] -> 1[1] via P2P/IPC
+    log a.log: node-a:311:405 [0] NCCL INFO comm 0x55d0 rank 0 nranks 2 cudaDev 0 nvmlDev 0 busId 1000 commId 0x9f3 - Init COMPLETE
+    log a.log: node-a:312:406 [1] NCCL INFO comm 0x55e0 rank 1 nranks 2 cudaDev 1 nvmlDev 1 busId 2000 commId 0x9f3 - Init COMPLETE
+    => node-a
+
+Blames
+    log a.log: #   Rank  0 Pid  4102 on  node-a device  0 [0x01] NVIDIA GeForce RTX 3090
+    log a.log: #   Rank  1 Pid  4102 on  node-a device  1 [0x24] NVIDIA GeForce RTX 3090
+    => node-a
+
+Spares
+    log a.log: #   Rank  0 Pid  4102 on  node-a device  0 [0x01] NVIDIA GeForce RTX 3090
+    log a.log: #   Rank  1 Pid  4102 on  node-a device  1 [0x24] NVIDIA GeForce RTX 3090
+    log a.log:      1048576        262144     float     sum      -1    91.21   11.50   11.50      0
+
+Spares
+    log a.log: node-a:311:405 [0] NCCL INFO Channel 00/0 : 0[0] -> 1[1] via SHM/direct/direct
+    log a.log: node-a:311:405 [0] NCCL INFO comm 0x55d0 rank 0 nranks 2 cudaDev 0 nvmlDev 0 busId 1000 commId 0x9f3 - Init COMPLETE
+    log a.log: node-a:312:406 [1] NCCL INFO comm 0x55e0 rank 1 nranks 2 cudaDev 1 nvmlDev 1 busId 2000 commId 0x9f3 - Init COMPLETE
+"""
+
+from __future__ import annotations
+
+from ncclcheck.evidence._reads import Statement
+from ncclcheck.model import Culprit, Fact, Finding, Run
+from ncclcheck.rules import _reading as reading
+
+REMEDY = (
+    "export NCCL_P2P_DISABLE=1   # proves it: then it must run; nvidia-smi topo -p2p r; lspci -vvv | grep ACSCtl (SrcValid+ : switch ACS off in the "
+    "BIOS or with setpci); no iommu=on, VT-d or AMD-Vi on bare metal, or iommu=pt; update the NVIDIA driver"
+)
+CONSUMER = ("GeForce", "RTX 4090", "RTX 3090", "RTX 5090", "RTX A", "RTX 6000", "TITAN", "RTX PRO")
+OUTCOMES = ("left", "aborted", "ended", "error", "traceback", "exit", "says", "connect", "reset", "nccl-tests-row", "oom-kill", "xid", "ib-error")
+
+READS = (
+    Statement(
+        r"failed to open CUDA IPC handle : (?P<error>.*\S)", "{who} cannot map the memory of a GPU of its own host: {error}", REMEDY, 0.82, "host"
+    ),
+    Statement(
+        r"failed to peer with device (?P<peer>\d+).*?: (?P<error>\d+ .*\S)",
+        "a GPU of {who} cannot peer with GPU {peer}: {error}",
+        REMEDY,
+        0.85,
+        "host",
+    ),
+    Statement(
+        r"P2P is disabled between (?:NVLINK )?connected GPUs (?P<gpu>\d+) and (?P<gpu2>\d+)",
+        "GPUs {gpu} and {gpu2} of {who} are wired to each other and P2P between them is off: probably hardware",
+        "nvidia-smi nvlink -s; nvidia-smi topo -m; dmesg -T | grep -i xid; NCCL_P2P_DISABLE=1 works around it",
+        0.8,
+        "host",
+    ),
+    Statement(r"nvidia .*AMD-Vi: Event logged \[IO_PAGE_FAULT", "the IOMMU of {who} refuses what a GPU writes to its peers", REMEDY, 0.8, "host"),
+    Statement(r"DMAR: \[DMA (?:Read|Write).{0,60}fault addr", "the IOMMU of {who} refuses a device's access", REMEDY, 0.65, "host"),
+)
+
+
+def check(run: Run) -> list[Finding]:
+    """One host, its communicator complete over P2P (or nccl-tests begun on consumer cards), and then no word of anything."""
+    if any(run.of(kind) for kind in OUTCOMES) or run.dumps:
+        return []
+    facts = _silent_after_init(run) or _silent_table(run)
+    hosts = {fact.host for fact in facts}
+    if not facts or len(hosts) != 1:
+        return []
+    host = next(iter(hosts))
+    stuck = bool(run.of("timeout"))
+    title = f"all ranks of {host or 'the host'} are connected over GPU peer access (P2P) and then nothing more happens"
+    return [Finding("p2p-broken", title, Culprit(hosts=[host] if host else None), 0.6 if stuck else 0.45, reading.quote(*facts[-3:]), REMEDY)]
+
+
+def _silent_after_init(run: Run) -> list[Fact]:
+    over = [fact for fact in run.of("via") if str(fact.get("transport", "")).startswith("P2P")]
+    complete = [fact for fact in run.of("init") if fact.get("phase") == "COMPLETE"]
+    late = any(not isinstance(fact.get("seq"), int) or fact.get("seq") > 3 for fact in run.of("timeout"))
+    everyone = complete and len({fact.get("cudaDev") if fact.rank is None else fact.rank for fact in complete}) == complete[0].get("nranks")
+    return [over[-1], *complete] if over and everyone and not late else []
+
+
+def _silent_table(run: Run) -> list[Fact]:
+    devices = run.of("device")
+    consumer = [fact for fact in devices if any(name in str(fact.get("name")) for name in CONSUMER)]
+    return consumer if len(consumer) > 1 and len(consumer) == len(devices) else []

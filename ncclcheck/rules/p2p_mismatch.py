@@ -1,0 +1,48 @@
+"""A send has no recv, or a recv no send: one side turned to another peer, sends another size, or sends nothing.
+
+Point-to-point calls pair up by their order between two ranks, and nothing checks that they do. Pipelines that count their
+micro-batches differently, or that compute a neighbour's rank wrongly, wait for ever. Both sides print the same time-out.
+
+Blames
+    log fr_rank_0: {"pg_config": {"0": {"ranks": "[0, 1, 2]"}}, "entries": [{"process_group": ["0", "pp"], "collective_seq_id": 1, "p2p_seq_id": 4,
+    log fr_rank_0: "profiling_name": "nccl:recv 0<-1", "input_sizes": [[8]]}]}
+    log fr_rank_1: {"pg_config": {"0": {"ranks": "[0, 1, 2]"}}, "entries": [{"process_group": ["0", "pp"], "collective_seq_id": 1, "p2p_seq_id": 4,
+    log fr_rank_1: "profiling_name": "nccl:send 1->2", "input_sizes": [[8]]}]}
+    log fr_rank_2: {"pg_config": {"0": {"ranks": "[0, 1, 2]"}}, "entries": [{"process_group": ["0", "pp"], "collective_seq_id": 2, "p2p_seq_id": 0,
+    log fr_rank_2: "profiling_name": "nccl:all_reduce", "input_sizes": [[8]]}]}
+    => 1
+
+Spares
+    log fr_rank_0: {"pg_config": {"0": {"ranks": "[0, 1]"}}, "entries": [{"process_group": ["0", "pp"], "collective_seq_id": 1, "p2p_seq_id": 4,
+    log fr_rank_0: "profiling_name": "nccl:recv 0<-1", "input_sizes": [[8]]}]}
+    log fr_rank_1: {"pg_config": {"0": {"ranks": "[0, 1]"}}, "entries": [{"process_group": ["0", "pp"], "collective_seq_id": 1, "p2p_seq_id": 4,
+    log fr_rank_1: "profiling_name": "nccl:send 0->1", "input_sizes": [[8]], "state": "completed"}]}
+"""
+
+from ncclcheck import waits
+from ncclcheck.model import Finding, Run
+
+EXPLAINS = ("rank_stuck_in_python", "slow_rank", "gpu_kernel_stuck", "network_unreachable", "peer_reset")
+
+
+def check(run: Run) -> list[Finding]:
+    """Open sends and receives that no open counterpart answers, where nobody else is to blame for that."""
+    found = waits.of(run)
+    sizes = [message for message in found.messages if message.other is not None]
+    alone = [] if found.idle or found.absent else [message for message in found.messages if message.other is None]
+    if not sizes and not alone:
+        return []
+    messages = sizes or alone
+    odd = waits.culprits(messages)
+    said = "; ".join(f"{message}, {'and it expects ' + message.other.text if message.other else 'which does not answer'}" for message in messages[:4])
+    return [
+        Finding(
+            "p2p-mismatch",
+            f"send and recv do not pair: {said}" + ("" if len(odd) == 1 else "; either side can be the wrong one"),
+            run.blame(odd),
+            0.88 if len(odd) == 1 else 0.75,
+            [message.evidence for message in messages[:8]],
+            "compare what each rank sends and receives, in order: the peer's rank, the size and dtype, and the number of messages; every send needs "
+            "the recv of its peer. Where two ranks exchange, use batch_isend_irecv, or let one send first and the other recv first",
+        )
+    ]

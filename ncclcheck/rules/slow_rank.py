@@ -1,0 +1,85 @@
+"""One rank is merely late: the job goes on, or would have, and everybody waits for it.
+
+A rank that prepares data for all the others, reads from a slow disk, or computes more than its share is late at every
+collective. Where that takes longer than the time-out, its peers fail though nothing is broken.
+
+Blames
+    log a.log: Map (num_proc=8):  61%|######    | 610/1000 [30:02<19:12,  2.95s/ examples]
+    log rank1.log: [rank1]:[E] [Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=1, OpType=ALLREDUCE, NumelIn=1, NumelOut=1, Timeout(ms)=600000) ran for 600031 milliseconds
+    => 0
+
+Spares
+    log a.log: Map (num_proc=8): 100%|##########| 1000/1000 [30:02<00:00,  2.95s/ examples]
+    log rank1.log: [rank1]:[E] [Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=1, OpType=ALLREDUCE, NumelIn=1, NumelOut=1, Timeout(ms)=600000) ran for 600031 milliseconds
+"""  # noqa: E501 (lines of logs)
+
+from ncclcheck.evidence._reads import Clue
+from ncclcheck.model import Finding, Run
+from ncclcheck.rules import _reading as reading
+
+READS = (
+    Clue(
+        "preparing",
+        r"(?P<what>[A-Z][\w ()=-]{2,60}):\s{0,9}(?P<percent>\d{1,3})%\|[^|]{0,200}\|\s?(?P<done>\d+)/(?P<all>\d+) \[[^\]]{0,60} examples",
+    ),
+)
+
+
+def check(run: Run) -> list[Finding]:
+    """Work on data that was under way when the others' time was over; or counts of launched operations that differ while nobody complains."""
+    return _preparing(run) or _counts(run)
+
+
+def _preparing(run: Run) -> list[Finding]:
+    """A progress bar that had not reached its end, while other ranks ran into a time-out."""
+    waiting = [fact for kind in ("timeout", "store-timeout", "position", "joined", "reset") for fact in run.of(kind) if fact.rank is not None]
+    waiting += [fact for fact in run.of("error") if fact.rank is not None and "imed out" in str(fact.get("message", ""))]
+    bars: dict[str, object] = {}
+    for fact in run.of("preparing"):
+        bars[str(fact.get("what"))] = fact
+    open_bars = [fact for fact in run.of("preparing") if bars[str(fact.get("what"))] is fact and str(fact.get("percent")) != "100"]
+    if not open_bars or not waiting:
+        return []
+    bar = open_bars[-1]
+    late = {fact.rank for fact in waiting}
+    rank = bar.rank if bar.rank is not None and bar.rank not in late else 0  # a bar without a name is rank 0's: the others print none
+    if rank in late:
+        return []
+    return [
+        Finding(
+            "slow-rank",
+            f"{run.name(rank)} was still at work on the data ({bar.get('what')}, {bar.get('done')} of {bar.get('all')}) when the others' time ended",
+            run.blame([rank]),
+            0.85,
+            [*reading.quote(bar), *reading.quote(*waiting[:3])],
+            "raise the time-out: init_process_group(timeout=timedelta(hours=3)), ddp_timeout in Hugging Face's TrainingArguments and axolotl; "
+            "better, preprocess (tokenize) the data once, before the job, and let every rank read the cached result",
+        )
+    ]
+
+
+def _counts(run: Run) -> list[Finding]:
+    """NCCL RAS saw ranks one operation apart: in a snapshot of a running job that is the one that comes last."""
+    if run.dumps or any(run.of(kind) for kind in ("timeout", "position", "exit", "gone", "stopped", "error", "left")):
+        return []
+    apart = [fact for fact in run.of("ras") if fact.get("problem") == "mismatch"]
+    behind: dict[int, int] = {}
+    for fact in apart:
+        counts = {int(count): ranks for count, ranks in dict(fact.get("counts") or {}).items()}
+        for rank in counts[min(counts)] if len(counts) > 1 and max(counts) - min(counts) == 1 else ():
+            behind[int(rank)] = behind.get(int(rank), 0) + 1
+    late = sorted(rank for rank, times in behind.items() if times == len(apart))
+    if not late:
+        return []
+    return [
+        Finding(
+            "slow-rank",
+            f"{', '.join(run.name(rank) for rank in late[:4])} had launched one operation less than the others when NCCL was asked: late, or stuck",
+            run.blame(late),
+            0.55,
+            reading.quote(*apart[:4]),
+            "ask ncclras twice, 10 s apart: counts that grow mean a slow rank (a straggler), and py-spy record --pid PID there shows "
+            "with what; counts that stay mean a stuck one, and py-spy dump --pid PID shows where. A slow network looks alike: measure its bandwidth",
+            ["ncclras -v, twice", "py-spy dump --pid PID of every rank"],
+        )
+    ]

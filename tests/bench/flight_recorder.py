@@ -1,0 +1,108 @@
+"""What a comparison of flight recorders' dumps costs: `ncclcheck triage` against torchfrtrace on the same dumps, in turn, in one run.
+
+python tests/bench/flight_recorder.py [--ranks 256] [--entries 2000] [--alone]      (--alone: without torchfrtrace)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+STUCK = 5  # this rank is two collectives behind
+OPERATIONS = ("all_reduce", "_all_gather_base", "_reduce_scatter_base")
+SITES = ("/opt/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", "/opt/lib/python3.11/site-packages/torch/distributed/c10d_logger.py")
+
+
+def dump(rank: int, ranks: int, entries: int) -> dict[str, Any]:
+    """A dump as torch 2.9 writes it, of a job in which everybody waits for rank STUCK."""
+    last = entries - 2 * (rank == STUCK)
+    return {
+        "version": "2.10",
+        "pg_config": {"0": {"name": "0", "desc": "default_pg", "ranks": str(list(range(ranks)))}},
+        "comm_lib_version": "2.28.9",
+        "pg_status": {"0": {"last_enqueued_collective": last, "last_started_collective": -1, "last_completed_collective": entries - 2}},
+        "entries": [_entry(at, at < entries - 2) for at in range(last)],
+    }
+
+
+def _entry(at: int, completed: bool) -> dict[str, Any]:
+    operation = OPERATIONS[at % len(OPERATIONS)]
+    created = 1_795_000_000_000_000_000 + at * 1_000_000
+    sizes = {"all_reduce": (4096, 4096), "_all_gather_base": (64, 64 * 4), "_reduce_scatter_base": (64 * 4, 64)}[operation]
+    places = ((operation, SITES[0], 3068), ("wrapper", SITES[1], 83), ("step", "/job/train.py", 60 + at % 3), ("<module>", "/job/train.py", 90))
+    return {
+        "frames": [{"name": name, "filename": file, "line": line} for name, file, line in places],
+        "record_id": at,
+        "pg_id": 0,
+        "process_group": ("0", "default_pg"),
+        "thread_name": "python3",
+        "thread_id": "140614498619712",
+        "collective_seq_id": at + 1,
+        "p2p_seq_id": 0,
+        "op_id": at + 1,
+        "profiling_name": f"nccl:{operation}",
+        "time_created_ns": created,
+        "input_sizes": [[sizes[0]]],
+        "input_dtypes": ["Float"],
+        "output_sizes": [[sizes[1]]],
+        "output_dtypes": ["Float"],
+        "state": "completed" if completed else "scheduled",
+        "time_discovered_started_ns": None,
+        "time_discovered_completed_ns": created + 500_000 if completed else None,
+        "retired": completed,
+        "timeout_ms": 600_000,
+        "is_p2p": False,
+    }
+
+
+def measured(command: list[str], output: Path) -> tuple[float, int]:
+    """Seconds, and the peak in bytes of the memory of all its processes, shared pages counted once. Its standard output goes to a file."""
+    start, peak = time.perf_counter(), 0
+    with output.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.DEVNULL) as process:
+        root = psutil.Process(process.pid)
+        while process.poll() is None:
+            total = 0
+            try:
+                for each in (root, *root.children(recursive=True)):
+                    total += each.memory_full_info().pss
+            except psutil.Error:
+                continue  # one ended while it was looked at
+            peak = max(peak, total)
+            time.sleep(0.05)
+    return time.perf_counter() - start, peak
+
+
+def main() -> None:
+    """Print seconds, memory and their ratios, and check that the answer is right."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--ranks", type=int, default=256)
+    parser.add_argument("--entries", type=int, default=2000)
+    parser.add_argument("--alone", action="store_true")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        dumps = Path(folder, "dumps")
+        dumps.mkdir()
+        for rank in range(asked.ranks):
+            (dumps / f"nccl_trace_rank_{rank}").write_bytes(pickle.dumps(dump(rank, asked.ranks, asked.entries), protocol=2))
+        output = Path(folder, "output")
+        seconds, memory = measured([sys.executable, "-m", "ncclcheck", "triage", "--format", "json", str(dumps)], output)
+        best = json.loads(output.read_bytes())["findings"][0]
+        print(f"ncclcheck:    {seconds:6.2f} s  {memory / 2**20:6.0f} MiB  {best['cause']} of rank {best['culprit']['ranks']}")
+        assert best["culprit"]["ranks"] == [STUCK]
+        if not asked.alone:
+            theirs, more = measured([str(Path(sys.executable).parent / "torchfrtrace"), str(dumps), "--prefix", "nccl_trace_rank_"], output)
+            print(f"torchfrtrace: {theirs:6.2f} s  {more / 2**20:6.0f} MiB")
+            print(f"{theirs / seconds:.1f} times as fast, {memory / more:.0%} of its memory")
+
+
+if __name__ == "__main__":
+    main()
