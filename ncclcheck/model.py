@@ -211,7 +211,7 @@ class Run:
 
     def hosts(self, ranks: Sequence[int]) -> list[str]:
         """The hosts of these ranks, each once."""
-        return list(dict.fromkeys(self.ranks[rank].host for rank in ranks if rank in self.ranks))
+        return list(dict.fromkeys(self.ranks[rank].host for rank in ranks if rank in self.ranks and self.ranks[rank].host))
 
     def blame(self, ranks: Sequence[int]) -> Culprit:
         """The culprit made of these ranks, their hosts and their GPUs."""

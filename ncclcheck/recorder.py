@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,11 +39,13 @@ class Calls:
 
     def find(self, seq: int) -> int | None:
         """The index of a sequence number."""
-        return next((at for at in range(len(self.seqs) - 1, -1, -1) if self.seqs[at] == seq), None)
+        at = bisect_left(self.seqs, seq)
+        return at if at < len(self.seqs) and self.seqs[at] == seq else None
 
     def pending(self) -> int | None:
         """The index of the oldest call that did not complete in time."""
-        return next((at for at, state in enumerate(self.states) if state != COMPLETED), None)
+        at = len(self.states) - len(self.states.lstrip(bytes([COMPLETED])))
+        return at if at < len(self.states) else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,10 +127,11 @@ def _reach(dump: Dump) -> int:
     return max((group.enqueued or 0 for group in dump.groups.values()), default=0)
 
 
-def members(dumps: Mapping[int, Dump]) -> dict[Key, dict[int, Group]]:
+@lru_cache(maxsize=2)
+def members(dumps: tuple[Dump, ...]) -> Mapping[Key, Mapping[int, Group]]:
     """Every group with the ranks that have a dump and know it."""
     result: dict[Key, dict[int, Group]] = {}
-    for rank, dump in dumps.items():
+    for rank, dump in by_rank(dumps).items():
         for group in dump.groups.values():
             if group.ranks is None or rank in group.ranks:
                 result.setdefault((group.name, group.ranks), {})[rank] = group
@@ -139,8 +143,7 @@ def differences(dumps: tuple[Dump, ...]) -> tuple[Difference, ...]:
     """Where sequences differ, per group. Only sequence numbers that are still in both rings are compared."""
     ranked = by_rank(dumps)
     found = (
-        _difference(name, {rank: (ranked[rank], group.collectives) for rank, group in groups.items()})
-        for (name, _), groups in members(ranked).items()
+        _difference(name, {rank: (ranked[rank], group.collectives) for rank, group in groups.items()}) for (name, _), groups in members(dumps).items()
     )
     return tuple(difference for difference in found if difference is not None)
 

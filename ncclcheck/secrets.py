@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from bisect import bisect_right
+from collections.abc import Set
 from typing import Any
 
 from ahocorasick_rs import AhoCorasick
@@ -22,6 +24,8 @@ _NAME = rf"(?:{'|'.join(map(re.escape, _NAMES))})(?:(?<!token)s)?(?:[_-]?(?:id|k
 _VALUE = r"""(?:\[[^\]\n]{4,4096}\]|(?<=")[^"\n]{4,4096}(?=")|(?<=')[^'\n]{4,4096}(?=')|[^\s"',;&\\})\]]{4,4096})"""
 _NAMED = re.compile(rf"""(?i)(?P<head>{_NAME}[\\"']*\s?[=:]\s*[\\"'({{]*)(?P<value>{_VALUE})""")
 _FLAG = re.compile(rf"""(?i)(?P<head>(?<![\w-])--?[\w-]*?{_NAME}["']*(?:,[ \t]*|[ \t]+)["']?)(?P<value>(?!-){_VALUE})""")
+_ASSIGNS = re.compile(rf"""(?i){_NAME}[\\"']*\s?(?P<sign>[=:,\s])""")
+_DASHED = re.compile(r"(?<![\w-])--?[\w-]*\Z")
 # What such a name may hold without being a secret: a number, a truth, a variable, a special token, a file's path.
 _PLAIN = re.compile(
     r"(?i)[\d.,]+[a-z]{0,3}|none|null|true|false|\$\{?\w+\}?|<[^>]*>?|\[masked\]?|\[[\d.,\s]*\]|\*+|(?:/[\w.@+-]+)+\.(?:json|ya?ml|txt|pem|key|conf|cfg|ini)"
@@ -69,6 +73,9 @@ _PLACES = {
     "bot": r"(?P<head>\bbot)\d{8,10}:[\w-]{30,}",  # Telegram
 }
 
+_A_NAME, _A_SHAPE = "a name", "a shape"
+_ALL = frozenset({_A_NAME, _A_SHAPE, *_PLACES})
+
 _GAP = r"(?:\s|\\[nr])*+"
 _KEY = re.compile(
     rf"(?P<head>-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----)(?:{_GAP}(?:Proc-Type|DEK-Info|Version|Comment): [^\n\\]*)*+"
@@ -82,18 +89,18 @@ def mask(text: str) -> str:
     """The text with every secret that can be recognised replaced by `[masked]`; only a private key's lines become fewer."""
     if "PRIVATE KEY" in text:
         text = _without_tails(_KEY.sub(_keep_head, text))
+    finder, kinds = _finder()
     lowered = text.lower()
     if len(lowered) != len(text):  # a few letters change their length: then places are not the same in both
-        return "\n".join(_line(line) for line in text.split("\n"))
-    hits = [start for _, start, _ in _patterns()[0].find_matches_as_indexes(lowered, overlapping=True)]
-    if not hits:
-        return text
+        return "\n".join(_line(line, _ALL) for line in text.split("\n"))
     lines = text.split("\n")
-    starts = [0]
-    for line in lines:
-        starts.append(starts[-1] + len(line) + 1)
-    for number in {bisect_right(starts, hit) - 1 for hit in hits}:
-        lines[number] = _line(lines[number])
+    starts = [0, *itertools.accumulate(len(line) + 1 for line in lines)]
+    suspects: dict[int, set[str]] = {}  # line -> what may be in it
+    for hint, start, _ in finder.find_matches_as_indexes(lowered, overlapping=True):
+        if kinds[hint] != {_A_NAME} or _tells(text, start):
+            suspects.setdefault(bisect_right(starts, start) - 1, set()).update(kinds[hint])
+    for number, found in suspects.items():
+        lines[number] = _line(lines[number], found)
     return "\n".join(lines)
 
 
@@ -109,16 +116,35 @@ def mask_all(value: Any) -> Any:
 
 
 @functools.cache
-def _patterns() -> tuple[AhoCorasick, tuple[re.Pattern[str], ...]]:
-    """What finds the lines worth a look, and the places: few runs need them."""
-    hints = {hint.lower() for hint in (*_NAMES, *_SHAPES, *_PLACES)}
-    return AhoCorasick(sorted(hints)), tuple(map(re.compile, _PLACES.values()))
+def _finder() -> tuple[AhoCorasick, tuple[set[str], ...]]:
+    """What finds the lines worth a look, and of what kind each of its words is: a name, a shape, the hint of a place."""
+    kinds: dict[str, set[str]] = {}
+    for words, kind in ((_NAMES, _A_NAME), (_SHAPES, _A_SHAPE)):
+        for word in words:
+            kinds.setdefault(word.lower(), set()).add(kind)
+    for hint in _PLACES:
+        kinds.setdefault(hint, set()).add(hint)
+    return AhoCorasick(list(kinds)), tuple(kinds.values())
 
 
-def _line(text: str) -> str:
-    for pattern in _patterns()[1]:
-        text = pattern.sub(_keep_head, text)
-    return _FLAG.sub(_named, _NAMED.sub(_named, _SHAPE.sub(MASK, text)))
+@functools.cache
+def _place(hint: str) -> re.Pattern[str]:
+    return re.compile(_PLACES[hint])
+
+
+def _tells(text: str, start: int) -> bool:
+    """Whether the name there is one of a value (`token=`, `--token `) and not a word of a sentence: most are, in an engine's log."""
+    match = _ASSIGNS.match(text, start)
+    return match is not None and (match["sign"] in ("=", ":") or bool(_DASHED.search(text[max(0, start - 64) : start])))
+
+
+def _line(text: str, kinds: Set[str]) -> str:
+    for hint in _PLACES:
+        if hint in kinds:
+            text = _place(hint).sub(_keep_head, text)
+    if _A_SHAPE in kinds:
+        text = _SHAPE.sub(MASK, text)
+    return _FLAG.sub(_named, _NAMED.sub(_named, text)) if _A_NAME in kinds else text
 
 
 def _keep_head(match: re.Match[str]) -> str:

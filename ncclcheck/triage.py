@@ -9,7 +9,7 @@ from ncclcheck import insufficient, registry, stated
 from ncclcheck.causes import CAUSES
 from ncclcheck.model import Culprit, Finding, Outcome, ProbeResult, Run, Status, Verdict
 
-UNDECIDED = frozenset({"agent-lost", "insufficient-evidence", "permission-denied", "probe-crashed"})
+UNDECIDED = frozenset({"agent-lost", "insufficient-evidence", "permission-denied", "probe-crashed", "rpc-timeout"})
 """Causes that leave the question open: they make a verdict unknown, not not-ready."""
 
 
@@ -30,11 +30,10 @@ def of_rule(run: Run, name: str) -> list[Finding]:
 
 
 def reported(run: Run) -> list[Finding]:
-    """What a probe found itself (facts of kind "fail") and what an engine's log states (kind "engine-error")."""
+    """What a probe found itself (facts of kind "fail")."""
     result: list[Finding] = []
-    for fact in [*run.of("fail"), *run.of("engine-error")]:
-        ranks = fact.get("ranks", [fact.rank] if fact.kind == "engine-error" and fact.rank is not None else None)
-        culprit = run.blame(ranks) if ranks else Culprit(hosts=[fact.host] if fact.host and fact.kind == "engine-error" else None)
+    for fact in run.of("fail"):
+        culprit = run.blame(fact.get("ranks")) if fact.get("ranks") else Culprit()
         evidence = [fact.source] if fact.source else []
         same = next((other for other in result if (other.cause, other.title) == (fact.get("cause"), fact.get("title"))), None)
         if same is None:

@@ -80,9 +80,10 @@ class Waits:
 def of(run: Run) -> Waits:
     """The waits of a run, from its flight recorders and from what its watchdogs say."""
     dumps = recorder.by_rank(tuple(run.dumps))
-    groups = _positions(run, dumps)
+    seen = recorder.members(tuple(run.dumps))
+    groups = _positions(run, dumps, seen)
     waits = tuple(wait for key, places in groups.items() if (wait := _wait(key, places, run)) is not None)
-    messages = tuple(_messages(dumps))
+    messages = tuple(_messages(dumps, seen))
     sending = {rank for rank, dump in dumps.items() if any(group.p2p.pending() is not None for group in dump.groups.values())}
     waiting = frozenset(sending | {rank for places in groups.values() for rank, place in places.items() if place.pending is not None})
     known = {rank for places in groups.values() for rank in places} | set(dumps)
@@ -97,15 +98,15 @@ def of(run: Run) -> Waits:
     return Waits(waits, messages, waiting, idle, absent, bool(waited) and not idle and not absent, positions)
 
 
-def _positions(run: Run, dumps: Mapping[int, Dump]) -> dict[Key, dict[int, Position]]:
+def _positions(run: Run, dumps: Mapping[int, Dump], members: Mapping[Key, Mapping[int, Group]]) -> dict[Key, dict[int, Position]]:
     """Every group with the places of those of its members that are known; a watchdog's word counts where there is no dump."""
     result: dict[Key, dict[int, Position]] = {}
-    for key, seen in recorder.members(dumps).items():
-        places = {rank: place for rank, group in seen.items() if (place := _of_group(dumps[rank], group)) is not None}
+    for key, seen in members.items():
+        places = {rank: _of_group(dumps[rank], group) for rank, group in seen.items()}
         for rank in set(key[1] or ()) & set(dumps) - set(seen):  # its recorder knows nothing of this group: it issued no call there
             places[rank] = Position(0, None, "", dumps[rank].newest())
         result[key] = places
-    names = {name: key for key, seen in recorder.members(dumps).items() for group in seen.values() for name in (group.name, group.desc)}
+    names = {name: key for key, seen in members.items() for group in seen.values() for name in (group.name, group.desc)}
     if "0" in names:
         names.setdefault("default_pg", names["0"])
     seen_ranks = [fact.rank for fact in run.of("position") + run.of("timeout") if fact.rank is not None and fact.rank < (run.world_size or _LARGEST)]
@@ -134,18 +135,17 @@ def _told_group(run: Run, fact: Fact) -> str | None:
     return next((str(other.get("group")) for other in said if (place := _of_fact(other)) is not None and str(place.pending) == seq), None)
 
 
-def _of_group(dump: Dump, group: Group) -> Position | None:
+def _of_group(dump: Dump, group: Group) -> Position:
     calls = group.collectives
     at = calls.pending()
     if at is not None:
         kind = dump.signatures[calls.kinds[at]]
         return Position(group.enqueued or calls.seqs[-1], calls.seqs[at], f"{kind.operation} {kind.text}".rstrip(), dump.quote(calls, at))
-    if group.enqueued is None:
-        return None
     if len(calls):  # all it recorded has completed
-        return Position(group.enqueued, None, "", dump.quote(calls, len(calls) - 1))
-    pending = None if group.completed is None or group.completed >= group.enqueued else group.completed + 1
-    return Position(group.enqueued, pending, "", dump.newest())
+        return Position(group.enqueued or calls.seqs[-1], None, "", dump.quote(calls, len(calls) - 1))
+    enqueued = group.enqueued or 0
+    pending = None if group.completed is None or group.completed >= enqueued else group.completed + 1
+    return Position(enqueued, pending, "", dump.newest())
 
 
 def _of_fact(fact: Fact) -> Position | None:
@@ -177,10 +177,10 @@ def _label(name: str, run: Run) -> str:
     return next((str(group) for dump in run.dumps if (group := dump.groups.get(name)) is not None), name)
 
 
-def _messages(dumps: Mapping[int, Dump]) -> Iterable[Message]:
+def _messages(dumps: Mapping[int, Dump], members: Mapping[Key, Mapping[int, Group]]) -> Iterable[Message]:
     """The oldest open send or recv of each rank with each peer that has no open counterpart there, or one of another size."""
     openings: dict[tuple[Key, int, int, bool], tuple[int, Signature, Evidence]] = {}
-    for key, seen in recorder.members(dumps).items():
+    for key, seen in members.items():
         ranks = key[1]
         for rank, group in seen.items():
             calls = group.p2p

@@ -54,7 +54,9 @@ def test_a_dump_tells_groups_members_sequence_and_states() -> None:
 
 
 def test_json_and_pickle_give_the_same_dump() -> None:
-    content = document([entry(1), entry(2, "broadcast", state="started")], pg_status={"0": {"last_enqueued_collective": "2", "last_completed_collective": "1"}})
+    content = document(
+        [entry(1), entry(2, "broadcast", state="started")], pg_status={"0": {"last_enqueued_collective": "2", "last_completed_collective": "1"}}
+    )
     one, other = read(content), flight_recorder.read(json.dumps(content).encode(), "nccl_trace_rank_1")
     assert one.signatures == other.signatures and issued(one) == issued(other)
     assert one.groups["0"].collectives.seqs == other.groups["0"].collectives.seqs
@@ -78,7 +80,10 @@ def test_what_completed_after_its_time_out_was_aborted() -> None:
 
 
 def test_old_dumps_number_all_calls_alike_and_their_collectives_are_counted() -> None:
-    old = [{"seq_id": seq, "profiling_name": name, "process_group": ("0", "")} for seq, name in enumerate(("nccl:all_reduce", "nccl:send 1->2", "nccl:all_reduce"), 1)]
+    old = [
+        {"seq_id": seq, "profiling_name": name, "process_group": ("0", "")}
+        for seq, name in enumerate(("nccl:all_reduce", "nccl:send 1->2", "nccl:all_reduce"), 1)
+    ]
     dump = read({"version": "1.5", "pg_config": {"0": {"ranks": [0, 1, 2]}}, "entries": old})
     assert list(dump.groups["0"].collectives.seqs) == [1, 2] and list(dump.groups["0"].p2p.seqs) == [2]
 
@@ -147,9 +152,9 @@ def test_a_reference_to_something_outside_is_refused() -> None:
 @pytest.mark.parametrize("cut", [1, 2, 20, 200, -1])
 def test_a_dump_that_is_cut_off_is_said_to_be(cut: int) -> None:
     whole = pickle.dumps(document([entry(seq) for seq in range(1, 9)]), protocol=2)
-    with pytest.raises(ValueError, match="cut off|no readable dump"):
+    with pytest.raises(ValueError, match=r"cut off|no readable dump"):
         flight_recorder.read(whole[:cut], "x")
-    with pytest.raises(ValueError, match="cut off|no JSON"):
+    with pytest.raises(ValueError, match=r"cut off|no JSON"):
         flight_recorder.read(json.dumps(document([entry(1)])).encode()[:cut], "x")
 
 
@@ -168,17 +173,37 @@ def test_lists_that_hold_each_other_a_thousandfold_take_no_memory() -> None:
 
 
 _ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.sampled_from(["nccl:send 0->1", "nccl:recv 9<-8", "[0, 1]", "completed"]),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=9)
+    | st.sampled_from(["nccl:send 0->1", "nccl:recv 9<-8", "[0, 1]", "completed"]),
     lambda inner: st.lists(inner, max_size=4) | st.tuples(inner, inner) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=9,
 )
-_FIELDS = ("record_id", "pg_id", "process_group", "collective_seq_id", "p2p_seq_id", "profiling_name", "input_sizes", "output_sizes", "input_dtypes", "state", "frames")
-_ENTRY = st.dictionaries(st.sampled_from(_FIELDS + ("time_created_ns", "time_discovered_completed_ns", "timeout_ms")), _ANYTHING | st.integers(0, 9))
+_FIELDS = (
+    "record_id",
+    "pg_id",
+    "process_group",
+    "collective_seq_id",
+    "p2p_seq_id",
+    "profiling_name",
+    "input_sizes",
+    "output_sizes",
+    "input_dtypes",
+    "state",
+    "frames",
+)
+_ENTRY = st.dictionaries(st.sampled_from([*_FIELDS, "time_created_ns", "time_discovered_completed_ns", "timeout_ms"]), _ANYTHING | st.integers(0, 9))
 
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.fixed_dictionaries({"entries": st.lists(_ENTRY | _ANYTHING, max_size=6) | _ANYTHING}, optional={"pg_config": _ANYTHING, "pg_status": _ANYTHING, "rank": _ANYTHING}),
+    st.fixed_dictionaries(
+        {"entries": st.lists(_ENTRY | _ANYTHING, max_size=6) | _ANYTHING},
+        optional={"pg_config": _ANYTHING, "pg_status": _ANYTHING, "rank": _ANYTHING},
+    ),
     st.text(max_size=12),
 )
 def test_fields_of_any_kind_are_read_or_refused_with_a_sentence(content: dict[str, Any], name: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 from running import until
 
 from ncclcheck import secrets
-from ncclcheck.collect import jobs, processes
+from ncclcheck.collect import jobs, processes, roles
 from ncclcheck.collect.jobs import Member
 
 WAITS = "import sys; sys.stdin.read()"
@@ -174,3 +174,35 @@ def test_a_process_that_may_not_be_read_is_reported_with_the_remedy(start: Start
     assert pid not in {member.pid for member in members}
     entry = next(entry for entry in missing if str(pid) in entry.what.split())
     assert entry.reason == "Permission denied" and "root" in entry.remedy
+
+
+@pytest.mark.parametrize(
+    ("command", "launcher"),
+    [
+        ("python3 -m torch.distributed.run --nnodes 2 train.py", True),
+        ("/usr/bin/python3.12 -u -X faulthandler -m torch.distributed.launch train.py", True),
+        ("/opt/venv/bin/python /opt/venv/bin/accelerate launch train.py", True),
+        ("/opt/venv/bin/python /opt/venv/bin/vllm serve /models/m -tp 8", True),
+        ("python -m sglang.launch_server --model-path /models/m", True),
+        ("python -m vllm.entrypoints.openai.api_server --model /models/m", True),
+        ("python -u train.py --launcher torchrun", False),
+        ("python -c pass torchrun", False),
+        ("python -m my.torchrun", False),
+        ("python", False),
+    ],
+)
+def test_a_launcher_is_known_by_what_its_command_line_runs(command: str, launcher: bool) -> None:
+    assert roles.is_launcher(command.split()) is launcher
+
+
+@pytest.mark.parametrize(
+    ("command", "ours"),
+    [
+        ("python /opt/venv/bin/ncclcheck collect", True),
+        ("python -m ncclcheck triage --live", True),
+        ("python -m ncclcheck.rank", False),
+        ("python ncclcheck.py", False),
+    ],
+)
+def test_ncclcheck_itself_is_no_part_of_a_job_but_the_ranks_that_it_starts_are(command: str, ours: bool) -> None:
+    assert roles.is_ours(command.split()) is ours

@@ -24,6 +24,11 @@ OPTIONS = {
         "names", "--skip", "--nnodes", "--node-rank", "--master", "--nproc-per-node", "--hosts", "--emulate", "--token", "--roll-call-timeout",
         "--deadline", "--budget", "--max-bytes", "--model", "--inject", "--force", "--run-dir", "--format", "--output", "--allow-degraded",
     ],
+    "triage": [
+        "paths", "--live", "--pid", "--nnodes", "--node-rank", "--master", "--hosts", "--token", "--roll-call-timeout", "--run-dir", "--format",
+        "--output",
+    ],
+    "collect": ["--pid", "--output"],
     "list": [],
     "explain": ["words"],
 }  # fmt: skip

@@ -52,6 +52,7 @@ BY_TYPE: Mapping[object, st.SearchStrategy[typing.Any]] = {
     int: number,
     float: seconds,
     bool: st.booleans(),
+    bytes: st.binary(),
     list[str]: st.lists(text),
 }
 

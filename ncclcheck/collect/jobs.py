@@ -6,36 +6,18 @@ import contextlib
 import os
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from ncclcheck import secrets
-from ncclcheck.collect import host, patient, processes
+from ncclcheck.collect import host, patient, processes, roles
 from ncclcheck.collect.taken import Missing, refused
 
 BOUND = 10.0  # seconds for the whole node
 STALL = 1.0  # seconds for one process: where one hangs in I/O with its memory locked, a read of its command line hangs too
 
-_LAUNCHERS = re.compile(
-    r"torchrun|torch\.distributed\.(?:run|launch)|torch\.distributed\.launcher\.\w+|torchx|deepspeed(?:\.launcher\.\w+)?|ds"
-    r"|accelerate(?:-launch)?|accelerate\.commands\.(?:launch|accelerate_cli)|vllm|vllm\.entrypoints\.\S+|sglang|sglang\.launch_server|horovodrun|fabric"
-)
-_TITLE = re.compile(r"(?P<engine>\w+::(?:Worker|EngineCore|DPCoordinator|APIServer)|sglang::|ray::)(?!IDLE)(?P<rest>[^\s]*)")
-_OURS = re.compile(r"ncclcheck(?:\.__main__|\.collect\.\w+)?")
-_PYTHON = re.compile(r"(?:python|pypy)[\d.]*t?")
-_PLACED = {  # what says a rank, with what then says local_rank and world_size
-    "RANK": ("LOCAL_RANK", "WORLD_SIZE"),
-    "OMPI_COMM_WORLD_RANK": ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE"),
-    "PMI_RANK": ("MPI_LOCALRANKID", "PMI_SIZE"),
-    "PMIX_RANK": ("PMIX_LOCAL_RANK", "PMIX_SIZE"),
-    "SLURM_PROCID": ("SLURM_LOCALID", "SLURM_NTASKS"),
-}
-_CONFIRMED = {  # one of these must be there too: a container's shell may have RANK, a batch script has SLURM_PROCID=0
-    "RANK": ("WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_RUN_ID"),
-    "SLURM_PROCID": ("SLURM_STEP_ID",),
-}
 _TOLD = re.compile(
     r"(?:NCCL|TORCH|TORCHELASTIC|PYTORCH|TORCHINDUCTOR|GLOO|TP|CUDA|NVIDIA|VLLM|SGLANG|SGL|RAY|SLURM|MASTER|LOCAL|GROUP|ROLE|PET|OMPI|PMI|PMIX|UCX|FI"
     r"|MLX5|IBV|RDMAV|OMP|MKL|HF|TRANSFORMERS|TOKENIZERS|TRITON|DEEPSPEED|DS|ACCELERATE|FSDP|MEGATRON|HSA|HIP|ROCR|JOBSET|LWS|KUBERNETES|WANDB|GPU)_\w+"
@@ -97,7 +79,7 @@ def find(pid: int | None = None) -> tuple[list[Member], list[Missing]]:
         raise ValueError(f"--pid {pid}: there is no such process on this node")
     asked = None if pid is None else {pid, *(child.pid for child in processes.descendants(pid))}
     seen, missing = _read_all(sorted((asked or {int(entry) for entry in os.listdir("/proc") if entry.isdigit()}) - {os.getpid()}))
-    seen = {number: member for number, member in seen.items() if not _OURS.fullmatch(_program(member.words))}
+    seen = {number: member for number, member in seen.items() if not roles.is_ours(member.words)}
     found: dict[int, Member] = {}
     for member in sorted(seen.values(), key=lambda member: member.start):  # parents before their children
         if placed := _place(member, found, seen, everything=asked is not None):
@@ -153,7 +135,7 @@ def _read(pid: int) -> Member | None:
     threads = re.search(r"^Threads:\s+(\d+)", status, re.M)
     return Member(
         *(pid, process.ppid, "other", None, None, None, host.name(), words, environ),
-        python=bool(_PYTHON.fullmatch(Path(executable.removesuffix(" (deleted)")).name)),
+        python=roles.is_python(executable.removesuffix(" (deleted)")),
         state=process.state,
         wchan=processes.wchan(pid),
         threads=int(threads[1]) if threads else 1,
@@ -167,34 +149,17 @@ def _place(member: Member, found: Mapping[int, Member], seen: Mapping[int, Membe
     above = next((found[pid] for pid in _ancestors(member, seen) if pid in found), None)
     if not member.environ and above:  # a process that titles itself writes over what /proc shows of its environment
         member = replace(member, environ=above.environ)
-    title = _TITLE.match(" ".join(member.words))
-    if title:
-        return replace(member, role="worker", rank=_titled_rank(title["rest"]), python=True)
-    if member.python and _LAUNCHERS.fullmatch(_program(member.words)):
+    if (title := roles.title(member.words)) is not None:
+        return replace(member, role="worker", rank=roles.titled_rank(title), python=True)
+    if member.python and roles.is_launcher(member.words):
         return replace(member, role="launcher")
-    name = _says_rank(member.environ)
-    if member.python and name:
-        local, world = (_number(member.environ.get(other, "")) for other in _PLACED[name])
-        rank = _number(member.environ[name])
-        inherited = above is not None and above.role in ("rank", "helper") and above.rank == rank
-        return replace(member, role="helper" if inherited else "rank", rank=rank, local_rank=local, world_size=world)
+    if member.python and (place := roles.place(member.environ)):
+        inherited = above is not None and above.role in ("rank", "helper") and above.rank == place.rank
+        role = "helper" if inherited else "rank"
+        return replace(member, role=role, rank=place.rank, local_rank=place.local_rank, world_size=place.world_size)
     if above and member.python and above.role != "other":
         return replace(member, role="helper", rank=above.rank)
     return member if everything else None
-
-
-def _says_rank(environ: Mapping[str, str]) -> str | None:
-    """The variable that says the rank."""
-    for name in _PLACED:
-        if _number(environ.get(name, "")) is not None and (name not in _CONFIRMED or any(other in environ for other in _CONFIRMED[name])):
-            return name
-    return None
-
-
-def _titled_rank(rest: str) -> int | None:
-    """`_TP3` -> 3. With pipeline stages or replicas beside it, the place in a tensor-parallel group is not the rank."""
-    places = dict(re.findall(r"_(DP|PP|TP)(\d+)", rest))
-    return int(places["TP"]) if "TP" in places and "PP" not in places and "DP" not in places else None
 
 
 def _ancestors(member: Member, seen: Mapping[int, Member]) -> Iterator[int]:
@@ -204,24 +169,12 @@ def _ancestors(member: Member, seen: Mapping[int, Member]) -> Iterator[int]:
         pid = seen[pid].ppid
 
 
-def _program(words: Iterable[str]) -> str:
-    """What a command line runs: a script's name, or the module after -m; empty for `python -c`."""
-    rest = list(words)
-    if rest and _PYTHON.fullmatch(Path(rest[0]).name):
-        rest = rest[1:]
-        while rest and rest[0].startswith("-"):
-            if rest[0] in ("-m", "-c"):
-                return rest[1] if rest[0] == "-m" and len(rest) > 1 else ""
-            rest = rest[2 if rest[0] in ("-X", "-W") else 1 :]
-    return Path(rest[0]).name if rest else ""
-
-
 def _looks_like_a_job(pid: int) -> bool:
     """Whether a process that may not be read is worth a line: its command line is everybody's to see."""
     with contextlib.suppress(OSError, TimeoutError):
         for text in patient.items(lambda: [Path(f"/proc/{pid}/cmdline").read_text(errors="replace")], STALL):
             words = text.rstrip("\0").split("\0")
-            return bool(_LAUNCHERS.fullmatch(_program(words)) or _TITLE.match(words[0]) or _PYTHON.fullmatch(Path(words[0]).name))
+            return roles.is_launcher(words) or roles.title(words) is not None or roles.is_python(words[0])
     return True  # one that does not even say its name hangs in the kernel
 
 
@@ -229,7 +182,3 @@ def _started(ticks: int) -> str:
     """Ticks since boot -> UTC."""
     boot = next(int(line.split()[1]) for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime "))
     return datetime.fromtimestamp(boot + ticks / os.sysconf("SC_CLK_TCK"), UTC).isoformat(timespec="seconds")
-
-
-def _number(text: str) -> int | None:
-    return int(text) if text.isascii() and text.isdecimal() else None

@@ -143,9 +143,12 @@ def _tar(stream: Source, name: str, allowance: Allowance, whole: BinaryIO | None
         with tarfile.open(fileobj=cast(BinaryIO, stream), mode="r|", bufsize=PIECE) as archive:
             for info in archive:
                 allowance.member()
-                if info.isreg() and (file := archive.extractfile(info)) is not None:
-                    inside: Stream = _Counted(file, allowance) if info.issparse() else file
-                    yield from _member(inside, name, info.name, allowance, depth)
+                if info.issparse():
+                    file = archive.extractfile(info)
+                    assert file is not None
+                    yield from _member(_Counted(file, allowance), name, info.name, allowance, depth)
+                elif info.isreg():
+                    yield from _member(_Stored(cast(Stream, archive.fileobj), info.size), name, info.name, allowance, depth)
                 elif not info.isdir():
                     skipped.append(info.name)
     except Refused as error:
@@ -228,6 +231,21 @@ def _not_read(name: str, problem: str, unsafe: bool = False) -> Reading:
 
 def _said(error: BaseException) -> str:
     return str(error) or type(error).__name__
+
+
+@dataclass(slots=True)
+class _Stored:
+    """A tar's member; unlike tarfile's own reader it gives what is there of one that is cut off."""
+
+    archive: Stream
+    left: int
+
+    def read(self, size: int, /) -> bytes:
+        piece = self.archive.read(min(size, self.left)) if self.left else b""
+        if self.left and not piece:
+            raise EOFError("it ends in the middle")
+        self.left -= len(piece)
+        return piece
 
 
 @dataclass(slots=True)

@@ -44,4 +44,6 @@ def _standard(frame: str) -> bool:
     if not source:
         return True
     package = _PACKAGE.match(source["file"])
-    return bool(package and package["top"] in sys.stdlib_module_names) or bool(re.search(r"/lib(?:64)?/python3\.\d+/(?!(?:site|dist)-packages/)", source["file"]))
+    return bool(package and package["top"] in sys.stdlib_module_names) or bool(
+        re.search(r"/lib(?:64)?/python3\.\d+/(?!(?:site|dist)-packages/)", source["file"])
+    )

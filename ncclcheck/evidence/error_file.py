@@ -1,7 +1,8 @@
-r"""Reads torchelastic's error files (`error.json`, or its text pasted into a log): the error that a worker left with.
+"""Reads torchelastic's error files (`error.json`, or its text pasted into a log): the error that a worker left with.
 
 Reads
-    log rank1.json: {"message": {"message": "ValueError: bad shard", "extraInfo": {"py_callstack": "Traceback (most recent call last):\n  File \"/home/me/train.py\", line 9, in step\nValueError: bad shard\n", "timestamp": "1700000000"}}}
+    log rank1.json: {"message": {"message": "ValueError: bad shard", "extraInfo": {"py_callstack": "Traceback (most recent call last):\\n  \
+File \\"/home/me/train.py\\", line 9, in step\\nValueError: bad shard\\n", "timestamp": "1700000000"}}}
     => error type=ValueError message=bad shard where=step (train.py:9)
 """
 

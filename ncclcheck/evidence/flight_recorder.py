@@ -19,6 +19,7 @@ from ncclcheck.recorder import ABORTED, COMPLETED, SCHEDULED, STARTED, Calls, Du
 _KEYS = rb'"(?:version|pg_config|pg_status|entries|comm_lib_version|nccl_comm_state|nccl_version|rank|host_name)"'
 _JSON = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*"')
 _TELLING = re.compile(rb'"(?:pg_config|pg_status|collective_seq_id|profiling_name|nccl_comm_state)"\s*:')
+_CALL = ("profiling_name", "input_sizes", "output_sizes", "input_dtypes", "output_dtypes")
 _STATES = {"scheduled": SCHEDULED, "started": STARTED, "completed": COMPLETED}
 _LARGEST = (1 << 62) - 1  # sequence numbers and times beyond it are not believed
 _MOST_TENSORS, _MOST_DIMENSIONS = 1 << 16, 32
@@ -186,9 +187,10 @@ def _states(entries: Sequence[dict[str, Any]]) -> bytes:
 
 def _signatures(entries: Sequence[dict[str, Any]]) -> tuple[tuple[Signature, ...], array[int]]:
     """The distinct calls, in order of appearance, and each entry's index among them."""
-    raw = list(
-        zip(*(_column(entries, key) for key in ("profiling_name", "input_sizes", "output_sizes", "input_dtypes", "output_dtypes")), strict=True)
-    )
+    try:
+        raw = list(map(itemgetter(*_CALL), entries))
+    except KeyError:
+        raw = [tuple(map(entry.get, _CALL)) for entry in entries]
     keys = list(map(marshal.dumps, raw))
     first = {key: at for at, key in reversed(list(enumerate(keys)))}
     indexes: dict[Signature, int] = {}

@@ -46,10 +46,10 @@ _THREAD = r"^\s*Thread (?P<number>\d+) \((?:Thread 0x[0-9a-f]+ )?\(?LWP (?P<lwp>
 _FIRST = r"^\s*#0  \S"
 _ASKED = r"\(gdb\) (?:bt|where|backtrace)\b"
 _PYTHON = r"Traceback \(most recent call first\):"  # py-bt
-_FRAME = re.compile(
-    r"^\s*#\d+\s+(?:0x[0-9a-f]+ in )?(?P<function>[\w:~<>.@?*, ]{1,200}?)\s*\([^)]*\).*?(?: (?:from|at) (?P<file>\S+))?$"
+_FRAME = re.compile(r"^\s*#\d+\s+(?:0x[0-9a-f]+ in )?(?P<function>[\w:~<>.@?*, ]{1,200}?)\s*\([^)]*\).*?(?: (?:from|at) (?P<file>\S+))?$")
+_PYTHON_FRAME = re.compile(
+    r'(?:for file (?P<file>[^,]+), line (?P<line>\d+), in (?P<name>\S+)|^\s*File "(?P<file2>[^"]+)", line (?P<line2>\d+), in (?P<name2>\S+))'
 )
-_PYTHON_FRAME = re.compile(r'(?:for file (?P<file>[^,]+), line (?P<line>\d+), in (?P<name>\S+)|^\s*File "(?P<file2>[^"]+)", line (?P<line2>\d+), in (?P<name2>\S+))')
 
 
 def _thread(line: Line, following: Iterator[Line]) -> Iterator[Fact]:

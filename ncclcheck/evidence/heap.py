@@ -20,7 +20,7 @@ from ncclcheck.units import bytes_text
 ENDLESS = 64 << 30  # bytes read of one path: more is no log, and takes half an hour
 MOST_FILES = 100_000  # under one path
 _LEFT_OUT = frozenset({".git"})
-_POLL_MS = 1000  # while a pipe's writer is waited for
+_POLL_MS = 200  # while a pipe's writer is waited for
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +86,7 @@ class _Input:
         self.file, self._watch = file, watch
         self._status = os.fstat(file.fileno())
         self._read = 0
+        self._ended = False
 
     @property
     def mode(self) -> int:
@@ -103,9 +104,11 @@ class _Input:
 
     def read(self, size: int, /) -> bytes:
         """At most this many bytes. Raises Refused where there is no end to them."""
-        while (piece := self._some(size)) is None:
+        piece = None if not self._ended else b""
+        while piece is None:
+            piece = self._some(size)
             self._watch.alive()
-        self._watch.alive()
+        self._ended = not piece  # a terminal would go on after its end
         self._read += len(piece)
         if self._read > ENDLESS:
             raise Refused(f"it is longer than {bytes_text(ENDLESS)}; the rest was not read")

@@ -70,10 +70,11 @@ from ncclcheck.model import Fact
 
 _KILLED = r"(?P<what>[Oo]ut of memory)[^:]*: Kill(?:ed)? process (?P<pid>\d+),? \((?P<name>[^)]*)\)"
 _OOM = r"oom-kill:constraint=(?P<constraint>\w+).*?task=(?P<name>[^,]*),pid=(?P<pid>\d+)"
-_LINK = (
-    r"(?P<interface>[\w.-]+): (?:NIC )?[Ll]ink (?:is |status )?(?:definitely )?(?P<state>[Dd]own|DOWN|[Uu]p|UP)\b"
+_LINK = r"(?P<interface>[\w.-]+): (?:NIC )?[Ll]ink (?:is |status )?(?:definitely )?(?P<state>[Dd]own|DOWN|[Uu]p|UP)\b"
+_PORT = (
+    r"(?:infiniband )?(?P<device>mlx\d_\d+|bnxt_re\d+|irdma\d+|ib\d+):? [Pp]ort:? ?(?P<port>\d+)[: ]+"
+    r"(?:link |Link )?(?P<state>[Dd]own|DOWN|[Uu]p|UP|ACTIVE|INIT)\b"
 )
-_PORT = r"(?:infiniband )?(?P<device>mlx\d_\d+|bnxt_re\d+|irdma\d+|ib\d+):? [Pp]ort:? ?(?P<port>\d+)[: ]+(?:link |Link )?(?P<state>[Dd]own|DOWN|[Uu]p|UP|ACTIVE|INIT)\b"
 _SLAVE = r"(?:\(slave (?P<slave>\S+)\): link status|link status) (?:definitely )?(?P<state>down|up)(?: for interface (?P<interface>[\w.-]+))?"
 
 
@@ -104,9 +105,9 @@ def _up(word: str | None) -> str:
 
 
 READS = (
-    Clue("xid", r"Xid \((?P<device>[^)]*)\): (?P<code>\d+)(?:, pid='?(?P<pid>\d+|<unknown>)'?)?(?:, name=(?P<name>[^,]*))?(?:, (?P<text>.*))?"),
+    Clue("xid", r"(?<!S)Xid \((?P<device>[^)]*)\): (?P<code>\d+)(?:, pid='?(?P<pid>\d+|<unknown>)'?)?(?:, name=(?P<name>[^,]*))?(?:, (?P<text>.*))?"),
     Clue("sxid", r"SXid \((?P<device>[^)]*)\): (?P<code>\d+)(?:, (?P<text>.*))?"),
-    Clue("gpu-lost", r"NVRM: (?:The NVIDIA )?GPU (?:at )?(?P<device>[0-9A-Fa-f:.]+)?.*fallen off the bus"),
+    Clue("gpu-lost", r"NVRM: (?:The NVIDIA )?GPU (?:at )?(?P<device>[0-9A-Fa-f:.]+[0-9A-Fa-f])?.*fallen off the bus"),
     Clue("driver-mismatch", r"NVRM: API mismatch: (?:the|this) (?:client|kernel module) has (?:the )?version (?P<client>[\d.]+)"),
     Block(_KILLED, _killed),
     Block(_OOM, _constrained),

@@ -1,4 +1,4 @@
-r"""Reads what launchers, schedulers and trainers say about processes: how each one ended, and that a job ended well.
+"""Reads what launchers, schedulers and trainers say about processes: how each one ended, and that a job ended well.
 
 A process that the launcher ended itself because another one had failed gives the kind "ended-by-launcher".
 
@@ -11,7 +11,17 @@ Reads
     => exit code=-9 local=1
 
 Reads
-    log a.log: E0102 10:00:00.1 77 torch/distributed/elastic/multiprocessing/api.py:1003] failed (exitcode: -11) local_rank: 0 (pid: 4884) of binary: /usr/bin/python
+    log a.log: Root Cause (first observed failure):
+    log a.log: [0]:
+    log a.log:   time      : 2026-01-02_10:00:00
+    log a.log:   host      : gpu-1
+    log a.log:   rank      : 3 (local_rank: 1)
+    log a.log:   exitcode  : 1 (pid: 4883)
+    => first-failure
+
+Reads
+    log a.log: E0102 10:00:00.1 77 torch/distributed/elastic/multiprocessing/api.py:1003] failed (exitcode: -11) local_rank: 0 (pid: 4884) \
+of binary: /usr/bin/python
     log a.log: W0102 10:00:00.1 77 torch/distributed/elastic/multiprocessing/api.py:1029] Sending process 4885 closing signal SIGTERM
     log a.log: torch.multiprocessing.spawn.ProcessExitedException: process 1 terminated with signal SIGKILL
     log a.log: torch.multiprocessing.spawn.ProcessExitedException: process 2 terminated with exit code 3
@@ -30,11 +40,18 @@ Reads
     => exit code=-9 task=6 memory=True
 
 Reads
+    log a.log: slurmstepd: error: *** STEP 99.0 ON gpu-2 CANCELLED AT 2026-01-02T10:00:00 ***
+    log a.log: srun: error: gpu-2: tasks 0-1: Killed
+    => ended-by-launcher task=0
+    => ended-by-launcher task=1
+
+Reads
     log a.log: mpirun noticed that process rank 2 with PID 812 on node gpu-3 exited on signal 9 (Killed).
     log a.log: =   RANK 1 PID 77 RUNNING AT gpu-4
     log a.log: =   KILLED BY SIGNAL: 11 (Segmentation fault)
     log a.log: Process 1 exit with status code 137.
-    log a.log: [2024-01-01 10:00:00,000] [ERROR] [launch.py:321:sigkill_handler] ['/usr/bin/python3', '-u', 'train.py', '--local_rank=3'] exits with return code = -9
+    log a.log: [2024-01-01 10:00:00,000] [ERROR] [launch.py:321:sigkill_handler] ['/usr/bin/python3', '-u', 'train.py', '--local_rank=3'] \
+exits with return code = -9
     => exit code=-9
     => exit code=-11
     => exit code=-9 local=1
@@ -47,7 +64,8 @@ Reads
     => exit code=-11
 
 Reads
-    log a.log: [I] torch/distributed/elastic/agent/server/api.py:933] [default] worker group successfully finished. Waiting 300 seconds for other agents to finish.
+    log a.log: [I] torch/distributed/elastic/agent/server/api.py:933] [default] worker group successfully finished. Waiting 300 seconds for \
+other agents to finish.
     log a.log: `Trainer.fit` stopped: `max_epochs=3` reached.
     log a.log: Training completed. Do not forget to share your model on huggingface.co/models =)
     log a.log: {'train_runtime': 12.3, 'train_samples_per_second': 4.5}
@@ -107,6 +125,14 @@ def _table(line: Line, following: Iterator[Line]) -> Iterator[Fact]:
             return
 
 
+def _first(line: Line, following: Iterator[Line]) -> Iterator[Fact]:
+    """The rank that torchelastic of one node saw failing first."""
+    for _, other in zip(range(6), following, strict=False):
+        if match := re.search(r"rank      : (\d+) \(local_rank: ", other.text):
+            yield line.fact("first-failure", rank=int(match[1]))
+            return
+
+
 def _failed(line: Line, following: Iterator[Line]) -> Iterator[Fact]:
     match = re.search(r"failed \(exitcode: (-?\d+)\)(?: local_rank: (\d+) \(pid: (\d+)\))?", line.text)
     if match:
@@ -128,6 +154,14 @@ def _srun(line: Line, following: Iterator[Line]) -> Iterator[Fact]:
     memory = {"memory": True} if match["word"] == "Out Of Memory" else {}
     for task in _tasks(match["tasks"]):
         yield line.fact("exit", {"code": code, "task": task, **memory}, rank=task, host=match["host"])
+
+
+def _swept(line: Line, following: Iterator[Line]) -> Iterator[Fact]:
+    """What Slurm killed after it had given up the step."""
+    for other in following:
+        for fact in _srun(other, following):
+            if fact.get("code") in (-9, -15) and not fact.get("memory"):
+                yield other.fact("ended-by-launcher", {"task": fact.get("task")}, rank=fact.rank, host=fact.host)
 
 
 def _tasks(text: str) -> Iterator[int]:
@@ -174,10 +208,12 @@ def _shell(line: Line, following: Iterator[Line]) -> Iterator[Fact]:
 
 READS = (
     Block(r"  host      : ", _table),
+    Block(r"Root Cause \(first observed failure\)", _first),
     Block(r"failed \(exitcode: ", _failed),
     Clue("ended-by-launcher", r"Sending process (?P<pid>\d+) closing signal (?P<signal>\w+)"),
     Block(r"process \d+ terminated with (?:signal|exit code) ", _spawned),
     Block(r"error: [\w.-]+: tasks? [\d,-]+: ", _srun),
+    Block(r"\*\*\* STEP \S+ ON \S+ CANCELLED|Terminating StepId=|Job step aborted", _swept),
     Block(r"process rank \d+ with PID \d+ on node ", _mpirun),
     Block(r"RANK \d+ PID \d+ RUNNING AT ", _hydra),
     Block(r"exits with return code = ", _deepspeed),

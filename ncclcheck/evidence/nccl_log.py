@@ -1,4 +1,4 @@
-"""Reads what NCCL and RCCL print (2.4 to 2.30, INFO and WARN) and nccl-tests' table of devices: who takes part, over what, and which connections failed.
+"""Reads what NCCL, RCCL and nccl-tests print (2.4 to 2.30, INFO and WARN): who takes part, over what, and which connections failed.
 
 Ranks in these lines count within one communicator; only that of `Init` stands in for the rank of the job, where the communicator is the world.
 
@@ -9,6 +9,10 @@ Reads
 Reads
     log a.log: RCCL version 2.18.3+hip6.0 HEAD:2f6d59e+
     => nccl-version version=2.18.3
+
+Reads
+    log a.log: (Worker pid=960) INFO 03-02 10:11:12 [pynccl.py:113] vLLM is using nccl==2.27.5
+    => pynccl version=2.27.5
 
 Reads
     log a.log: node-a:311:405 [0] NCCL INFO cudaDriverVersion 12040
@@ -52,7 +56,7 @@ Reads
 
 Reads
     log a.log: node-a:311:405 [0] NCCL INFO Channel 00/0 : 1[1] -> 2[0] [receive] via NET/Socket/0
-    => via me=2 peer=1 transport=NET/Socket/0
+    => via peer=1 me=2 transport=NET/Socket/0
 
 Reads
     log a.log: node-a:311:405 [0] misc/socket.cc:533 NCCL WARN socketPollConnect: Connect to 10.0.0.2<51377> returned 113(No route to host) errno
@@ -83,8 +87,13 @@ Reads
     => ib-memory call=ibv_reg_mr_iova2
 
 Reads
-    log a.log: node-a:311:405 [0] transport/net_ib.cc:1295 NCCL WARN NET/IB : Got completion from peer 10.0.0.2<51830> with status=12 opcode=0 len=0
-    => ib-error peer=10.0.0.2 status=12 vendor=129 local=::ffff:10.0.0.1 remote=::ffff:10.0.0.2 interface=mlx5_1
+    log a.log: a:1:2 [0] NET/IB : Got completion from peer b<51> with status=12 vendor err 129 localGid fe80::1 remoteGids fe80::2 hca mlx5_1
+    => ib-error peer=b status=12 vendor=129 local=fe80::1 remote=fe80::2 interface=mlx5_1
+
+Reads
+    log a.log: [1737024667.12] [node-a:2783:0] ib_mlx5_log.c:177 UCX  ERROR Transport retry count exceeded on mlx5_0:1/RoCE (synd 0x15 vend 0x81)
+    => ib-error status=12 interface=mlx5_0
+    => link-layer layer=Ethernet
 
 Reads
     log a.log: #  Rank  1 Group  0 Pid  12881 on    node-a device  1 [0000:81:00] NVIDIA L40S
@@ -119,6 +128,7 @@ _COMPLETION = (
     r"Got completion (?:from peer (?P<peer>[^\s<]+)<\d+> )?with (?:error |status=(?:\w+\()?)(?P<status>\d+)\)?.*?vendor[ _]err[ =](?P<vendor>\d+)"
     r"(?:.*?localGid (?P<local>[0-9a-f:.]+))?(?:.*?remoteGids? ?(?P<remote>[0-9a-f:.]+))?(?:.*?hca (?P<interface>\w+))?"
 )
+_RETRIED = r"Transport retry count exceeded on (?P<interface>\w+):\d+/(?P<kind>RoCE|IB)"  # UCX
 _FINISHED = re.compile(r"- (Destroy|Abort) COMPLETE")
 
 
@@ -140,6 +150,12 @@ def _transfer(line: Line, following: Iterator[Line]) -> Iterator[Fact]:
         yield line.fact("connect", {**_refused(match), "during": "transfer"})
 
 
+def _retried(line: Line, following: Iterator[Line]) -> Iterator[Fact]:
+    if match := compiled(_RETRIED).search(line.text):
+        yield line.fact("ib-error", {"status": 12, "interface": match["interface"]})
+        yield line.fact("link-layer", {"layer": "Ethernet" if match["kind"] == "RoCE" else "InfiniBand"})
+
+
 def _closed(line: Line, following: Iterator[Line]) -> Iterator[Fact]:
     if match := compiled(_CLOSED).search(line.text):
         yield line.fact("reset", {"by": "NCCL", **({"peer": match["peer"]} if match["peer"] else {})})
@@ -153,6 +169,7 @@ def _refused(match: re.Match[str]) -> dict[str, str | int]:
 
 READS = (
     Clue("nccl-version", r"(?<!with )[NR]CCL version (?P<version>\d+\.\d+(?:\.\d+)?)(?:\+cuda(?P<cuda>[\d.]+\d))?"),
+    Clue("pynccl", r"vLLM is using nccl==(?P<version>[\d.]+\d)"),
     Clue("cuda-driver", r"cudaDriverVersion (?P<version>\d+)"),
     Clue("bootstrap", r"Bootstrap ?: Using \[?(?:0\])?(?P<interface>[\w.@-]+):(?P<address>[0-9a-fA-F.:]+(?:%\w+)?)<\d+>"),
     Clue("ib-devices", r"NET/IB ?: Using (?P<devices>\[0\]\S+(?: \[\d+\]\S+)*).*?(?:; OOB (?P<interface>[\w.-]+):.*)?$"),
@@ -172,9 +189,11 @@ READS = (
     Block(_CLOSED, _closed),
     Clue("ib-memory", r"(?P<call>ibv_\w+|mlx5dv_\w+)\b.{0,80}Cannot allocate memory"),
     Clue("ib-error", _COMPLETION),
+    Block(_RETRIED, _retried),
     Clue(
         "device",
-        r"^#\s+Rank\s+(?P<rank>\d+)\s+(?:Group\s+\d+\s+)?Pid\s+(?P<pid>\d+) on\s+(?P<host>\S+) device\s+(?P<index>\d+) \[(?P<busId>[\w:.]+)\] (?P<name>.*\S)",
+        r"^#\s*  Rank \s*(?P<rank>\d+)\s+(?:Group\s+\d+\s+)?Pid\s+(?P<pid>\d+) on\s+(?P<host>\S+)\s+device\s+(?P<index>\d+)"
+        r" \[(?P<busId>[\w:.]+)\] (?P<name>.*\S)",
     ),
-    Clue("nccl-tests-row", r"^\s+(?P<nbytes>\d+)\s+\d+\s+(?:float|double|bfloat16)\s+(?:sum|prod|max|min|avg|none|all|mulsum)\s+-?\d+\s"),
+    Clue("nccl-tests-row", r"^\s+(?P<nbytes>\d+)\s+\d+\s+(?:   float  |  double  |bfloat16  )\s*(?:sum|prod|max|min|avg|none|all|mulsum)\s+-?\d+\s"),
 )

@@ -1,4 +1,4 @@
-'''Reads what NCCL's RAS service says of a job (`ncclras`, NCCL 2.24 and newer), as text and as JSON.
+"""Reads what NCCL's RAS service says of a job (`ncclras`, NCCL 2.24 and newer), as text.
 
 A fact of kind "ras" for each section: `problem` (mismatch, status, incomplete, error, dead, timeout, unreachable), `group`,
 `communicator`, `operation`, `counts` {operation count: the ranks named with it}, `numbers` {operation count: how many
@@ -51,19 +51,18 @@ Reads
     log a.txt: NCCLRAS MISMATCH: rank 1 enqueued collective 512; rank 0 completed 511
     => ras problem=timeout
     => ras problem=mismatch counts={512:_[1],_511:_[0]}
-'''
+"""
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from ncclcheck.evidence._reads import Block, Line
-from ncclcheck.model import Evidence, Fact
+from ncclcheck.model import Fact
 
 _SECTION = r"#(?P<group>\d+)-\d+ \((?P<hash>[0-9a-f]{16})\) (?P<problem>MISMATCH|INCOMPLETE)\b"
 _ERROR = r"^\s+(?:Asynchronous|Initialization) errors? on \d+ rank"
@@ -72,8 +71,13 @@ _PROCESSES = r"(?:Missing communicator data from \d+ job process|job process(?:e
 _REPORTED = r"MISMATCH\b.{0,80}\brank \d+ \w+ (?:\w+ )?#?\d+"
 
 _ROW = re.compile(r"^\s*(\d+)\s+(\d+)\s+(\d+)\s+(\d+(?:-\d+)?)\s+(\d+)\s+(\d+)\s+([A-Z,]+)\s+(\S+)")
-_OPERATION = re.compile(r"Communicator ranks have different (?:(?P<operation>\w+) operation counts|(?:collective )?(?P<what>status|operation counts))")
-_MANY = re.compile(r"^\s*(?P<many>\d+) ranks (?P<said>have launched up to operation (?P<count>\d+)|have not launched any operations|have status (?P<status>\w+)|reported (?P<error>.+))")
+_OPERATION = re.compile(
+    r"Communicator ranks have different (?:(?P<operation>\w+) operation counts|(?:collective )?(?P<what>status|operation counts))"
+)
+_MANY = re.compile(
+    r"^\s*(?P<many>\d+) ranks (?P<said>have launched up to operation (?P<count>\d+)|have not launched any operations"
+    r"|have status (?P<status>\w+)|reported (?P<error>.+))"
+)
 _RANK = re.compile(
     r"^\s*Rank (?P<rank>\d+)(?P<said> has launched up to operation (?P<count>\d+)| has not launched any operations| has status (?P<status>\w+)"
     r"| reported (?P<error>[^-]+?))? -- (?:GPU (?P<gpu>[^m]+?) managed by process (?P<pid>\d+) on node (?P<node>\S+)|\[)"
@@ -81,7 +85,6 @@ _RANK = re.compile(
 _PROCESS = re.compile(r"^\s*Process (?P<pid>\d+) on node (?P<node>\S+) managing GPU")
 _LIST = re.compile(r"^\s*The (?:missing|unknown) ranks?: (?P<ranks>[\d,-]+)")
 _OTHER = re.compile(r"^\s*(?:Missing communicator data from \d+ rank|(?:Asynchronous|Initialization) errors? on \d+ rank|\[could not find)")
-_RESULTS = ("", "Unhandled CUDA error", "System error", "Internal error", "Invalid argument", "Invalid usage", "Remote process error", "")
 
 
 @dataclass(slots=True)
@@ -118,7 +121,9 @@ def _section(line: Line, following: Iterator[Line]) -> Iterator[Fact]:
         if differs := _OPERATION.search(each.body):
             yield from section.fact()
             status = differs["what"] == "status"
-            section = _Section("status" if status else "mismatch", each, base if status else {**base, "operation": differs["operation"] or "collective"})
+            section = _Section(
+                "status" if status else "mismatch", each, base if status else {**base, "operation": differs["operation"] or "collective"}
+            )
         elif many := _MANY.match(each.body):
             now = _what(many)
             section.said.setdefault(now, [])
@@ -172,7 +177,9 @@ def _reported(line: Line, following: Iterator[Line]) -> Iterator[Fact]:
         counts.setdefault(int(count), []).append(int(rank))
     ranks = sorted(rank for named in counts.values() for rank in named)
     numbers = {count: len(named) for count, named in counts.items()}
-    yield line.fact("ras", {"problem": "mismatch", "operation": "collective", "counts": counts, "numbers": numbers, "ranks": ranks, "pids": {}, "nodes": {}})
+    yield line.fact(
+        "ras", {"problem": "mismatch", "operation": "collective", "counts": counts, "numbers": numbers, "ranks": ranks, "pids": {}, "nodes": {}}
+    )
 
 
 def _says(problem: str) -> Callable[[Line, Iterator[Line]], Iterator[Fact]]:
@@ -199,63 +206,3 @@ READS = (
     Block(r"Failed to connect to the NCCL RAS service", _says("unreachable")),
     Block(r"Encountered \d+ communication timeouts? while gathering", _says("timeout")),
 )
-READS_DOCUMENT = "`ncclras -f json` (NCCL 2.28 and newer)"
-
-
-def sniff(head: bytes, name: str) -> bool:
-    """Whether this begins as RAS's JSON does."""
-    return head.lstrip()[:1] == b"{" and b'"nccl_version"' in head and b'"communicators' in head
-
-
-def document(data: bytes, name: str) -> Iterator[Fact]:
-    """The same facts as of the text. What is not such a document gives none."""
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError):
-        return
-    lines = data.decode("utf-8", "replace").split("\n")
-    said = Evidence(name, 1, lines[0])
-    yield Fact("nccl-version", fields={"version": str(found.get("nccl_version"))}, source=said)
-    for comm in _dicts(found.get("communicators")):
-        yield from _communicator(comm, _quote(lines, name, str(comm.get("hash"))) or said)
-
-
-def _communicator(comm: Mapping[str, Any], source: Evidence) -> Iterator[Fact]:
-    ranks, missing = _dicts(comm.get("ranks")), _dicts(comm.get("missing_ranks"))
-    everybody = [each for each in (*ranks, *missing) if isinstance(each.get("rank"), int)]
-    base = {
-        "communicator": str(comm.get("hash")),
-        "pids": {each["rank"]: each.get("pid") for each in everybody},
-        "nodes": {each["rank"]: each.get("host") for each in everybody},
-    }
-    yield Fact("ras-group", fields={"group": str(comm.get("hash")), "ranks": comm.get("size"), "present": len(ranks)}, source=source)
-    for each in missing:
-        pid, host = each.get("pid"), each.get("host")
-        yield Fact("ras-missing", host if isinstance(host, str) else None, pid=pid if isinstance(pid, int) else None, fields=dict(each), source=source)
-    if missing:
-        yield Fact("ras", fields={**base, "problem": "incomplete", "ranks": [each.get("rank") for each in missing]}, source=source)
-    failed: dict[str, list[int]] = {}
-    counts: dict[str, dict[int, list[int]]] = {}
-    for each in ranks:
-        status, launched = each.get("status"), each.get("collective_counts")
-        code = status.get("async_error") if isinstance(status, dict) else 0
-        if isinstance(code, int) and 0 < code < len(_RESULTS) and _RESULTS[code]:
-            failed.setdefault(_RESULTS[code], []).append(each.get("rank", -1))
-        for operation, count in launched.items() if isinstance(launched, dict) else ():
-            if isinstance(count, int):
-                counts.setdefault(operation, {}).setdefault(count, []).append(each.get("rank", -1))
-    for error, named in failed.items():
-        yield Fact("ras", fields={**base, "problem": "error", "error": error, "ranks": named}, source=source)
-    for operation, by_count in counts.items():
-        if len(by_count) > 1:
-            numbers = {count: len(named) for count, named in by_count.items()}
-            rare = min(by_count.values(), key=len)
-            yield Fact("ras", fields={**base, "problem": "mismatch", "operation": operation, "counts": by_count, "numbers": numbers, "ranks": rare}, source=source)
-
-
-def _dicts(value: object) -> list[Mapping[str, Any]]:
-    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
-
-
-def _quote(lines: list[str], name: str, text: str) -> Evidence | None:
-    return next((Evidence(name, number, line) for number, line in enumerate(lines, 1) if text in line), None)

@@ -1,4 +1,4 @@
-'''Reads py-spy's dumps: text of one or many processes, `--json`, and stacks under headings that people write above them.
+"""Reads py-spy's dumps: text of one or many processes, `--json`, and stacks under headings that people write above them.
 
 Each thread gives a fact of kind "stack": frames innermost first as `function (file:line)`, `own` (the first frame that
 is the user's), `thread`. The process is told by the `Process` line, or else by the main thread, whose number it is.
@@ -57,7 +57,7 @@ Reads
     log a.json:         "short_filename": "loop.py",
     log a.json:         "line": 19,
     => stack pid=4211 thread=MainThread
-'''
+"""
 
 from __future__ import annotations
 
@@ -79,11 +79,14 @@ _FILE = r"==> (?P<file>\S+) <=="  # as head and tail put it
 _COMMAND = r"py-spy dump\b[^|;]{0,200}(?:-p|--pid)[ =]?(?P<pid>\d+)"
 _FRAME = re.compile(r"^(?P<indent>\s*)(?P<frame>[^\s#|][^|]{0,300}? \([^()\s][^()]{0,300}?(?P<number>:\d+)?\))\s*$")
 _LOCALS = re.compile(r"^\s+(?:Arguments|Locals):$|^\s{8,}\S+: ")
-_HOST = re.compile(r"\bssh (?:-\S+ )*(?:\w+@)?(?P<ssh>[\w.-]+)|\bexec (?:-\S+ )*(?P<pod>[\w.-]+)|\((?P<host>[A-Za-z][\w.-]*[\d-][\w.-]*)\)|\bon (?:host |node )?(?P<on>[\w.-]*\d[\w.-]*)")
+_HOST = re.compile(
+    r"\bssh (?:-\S+ )*(?:\w+@)?(?P<ssh>[\w.-]+)|\bexec (?:-\S+ )*(?P<pod>[\w.-]+)"
+    r"|\((?P<host>[A-Za-z][\w.-]*[\d-][\w.-]*)\)|\bon (?:host |node )?(?P<on>[\w.-]*\d[\w.-]*)"
+)
 _PAIR = re.compile(r'"(?P<key>\w+)"\s*:\s*(?:"(?P<text>(?:[^"\\]|\\.)*)"|(?P<number>\d+))')
 _SAMPLED = re.compile(rb"^(?:process \d+[^;\n]*;)?(?:thread \([^;\n]*;)?[^;\n]+ \([^;()\n]+:\d+\)(?:;[^;\n]+)* \d+\r?$", re.M)
 
-READS_DOCUMENT = "a recording: one collapsed stack and its number of samples per line"
+READS_DOCUMENT = True
 
 
 def sniff(head: bytes, name: str) -> bool:
@@ -134,7 +137,7 @@ def _thread(line: Line, following: Iterator[Line]) -> Iterator[Fact]:
 
 def _headed(line: Line, following: Iterator[Line]) -> Iterator[Fact]:
     """Stacks below a line that names ranks, a host or a pid."""
-    ranks = [int(word) for word in re.findall(_RANKS, line.body)] or [None]
+    ranks: list[int | None] = [int(word) for word in re.findall(_RANKS, line.body)] or [None]
     command = re.search(_COMMAND, line.body)
     host = next((value for match in _HOST.finditer(line.body) for value in match.groups() if value), None)
     if file := re.search(_FILE, line.body):

@@ -55,18 +55,18 @@ def _resources(line: Line, following: Iterator[Line]) -> Iterator[Fact]:
             if match["kind"] != "CPU":
                 total[match["kind"]] = int(match["total"])
                 used += int(match["used"])
-        elif not re.match(r"\s*\S+/\S+ ", row.text):
+        elif not re.match(r"\s*[\w.]{1,40}/[\w.]{1,40} ", row.text):
             break
     if total:
         yield line.fact("ray-resources", {**total, "used": used})
 
 
 READS = (
-    Clue("ray-joined", r"Connecting to existing Ray cluster at address: \[?(?P<address>[^\s\]]+?)\]?:\d+"),
+    Clue("ray-joined", r"Connecting to existing Ray cluster at address: \[?(?P<address>[^\s\]]{1,100}?)\]?:\d+"),
     Clue("ray-local", r"Started a local Ray instance"),
     Clue("ray-waits", r"Waiting for creating a placement group of specs for (?P<seconds>\d+) seconds\. specs=(?P<specs>\[[^\]]*\])"),
     Clue("ray-short", r"The number of required (?P<device>\w+?)s exceeds the total number of available \w+ in the placement group"),
     Clue("ray-infeasible", r"No available node types can fulfill resource requests? (?P<request>\{[^}]*\})"),
     Block(r"^\s*(?:Total )?Usage:\s*$", _resources),
-    Clue("ray-pending", r"(?P<bundles>\{'\w+': [\d.]+\}(?: \* \d+)?[^(]*) \(\w+\): \d+\+? pending placement groups?"),
+    Clue("ray-pending", r"(?P<bundles>\{'\w+': [\d.]+\}(?: \* \d+)?[^(]{0,200}) \(\w+\): \d+\+? pending placement groups?"),
 )

@@ -27,7 +27,7 @@ Reads
 
 Reads
     log a.log: [2026-03-04 02:08:33 TP3] Scheduler watchdog timeout (self.watchdog_timeout=300, self.soft=False)
-    => engine-timeout call=scheduler
+    => engine-timeout call=Scheduler
 
 Reads
     log a.log: [2026-03-04 02:08:33 TP3] Watchdog timeout (self.watchdog_timeout=300)
@@ -84,7 +84,7 @@ READS = (
     Clue("joined-all", r"Init torch distributed ends\. \w"),
     Clue("served", r"The server is fired up and ready to roll"),
     Clue("ended", r"Gracefully exiting\.\.\. remaining number of requests 0"),
-    Clue("engine-timeout", r"(?P<call>\w+) watchdog timeout \(self\.watchdog_timeout="),
+    Clue("engine-timeout", r"\b(?P<call>\w{1,40}) watchdog timeout \(self\.watchdog_timeout="),
     Clue("engine-timeout", r"Watchdog timeout \(self\.watchdog_timeout="),
     Clue("engine-timeout", r"Health check failed\. Server couldn't get a response|Hang detected on rank \d+ in PyExecutor"),
     Clue("engine-failed", r"(?:Scheduler|TpModelWorker|DetokenizerManager|TokenizerManager) hit an exception"),

@@ -1,28 +1,34 @@
-r"""Reads what torch.distributed prints (1.13 to 2.13): who waits where, who joined, which connection failed, who left in order.
+"""Reads what torch.distributed prints (1.13 to 2.13): who waits where, who joined, which connection failed, who left in order.
 
 Reads
-    log a.log: [rank2]:[E ProcessGroupNCCL.cpp:563] [Rank 2] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7, OpType=ALLREDUCE, NumelIn=64, NumelOut=64, Timeout(ms)=600000) ran for 600031 milliseconds before timing out.
+    log a.log: [rank2]:[E ProcessGroupNCCL.cpp:563] [Rank 2] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7, \
+OpType=ALLREDUCE, NumelIn=64, NumelOut=64, Timeout(ms)=600000) ran for 600031 milliseconds before timing out.
     => timeout seq=7 op=ALLREDUCE timeout_ms=600000 ran_ms=600031
 
 Reads
-    log a.log: [E ProcessGroupNCCL.cpp:737] [Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=9, OpType=BROADCAST, TensorShape=[8], Timeout(ms)=1800000) ran for 1800412 milliseconds before timing out.
+    log a.log: [E ProcessGroupNCCL.cpp:737] [Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=9, OpType=BROADCAST, \
+TensorShape=[8], Timeout(ms)=1800000) ran for 1800412 milliseconds before timing out.
     => timeout seq=9 op=BROADCAST shape=8
 
 Reads
-    log a.log: [rank1]:[E ProcessGroupNCCL.cpp:1537] [PG ID 3 PG GUID 5(tp) Rank 1] Timeout at NCCL work: 8, last enqueued NCCL work: 8, last completed NCCL work: 7.
-    log a.log: [rank1]:[E ProcessGroupNCCL.cpp:2303] [PG ID 0 PG GUID 0(default_pg) Rank 1]  failure detected by watchdog at work sequence id: 9 PG status: last enqueued work: 9, last completed work: 8
+    log a.log: [rank1]:[E ProcessGroupNCCL.cpp:1537] [PG ID 3 PG GUID 5(tp) Rank 1] Timeout at NCCL work: 8, last enqueued NCCL work: 8, \
+last completed NCCL work: 7.
+    log a.log: [rank1]:[E ProcessGroupNCCL.cpp:2303] [PG ID 0 PG GUID 0(default_pg) Rank 1]  failure detected by watchdog at work sequence \
+id: 9 PG status: last enqueued work: 9, last completed work: 8
     => position group=tp enqueued=8 completed=7
     => position group=default_pg enqueued=9 completed=8
 
 Reads
-    log a.log: RuntimeError: [Rank 1] Caught collective operation timeout: WorkNCCL(OpType=ALLREDUCE, TensorShape=[1], Timeout(ms)=1800000) ran for 1803170 milliseconds before timing out.
+    log a.log: RuntimeError: [Rank 1] Caught collective operation timeout: WorkNCCL(OpType=ALLREDUCE, TensorShape=[1], Timeout(ms)=1800000) \
+ran for 1803170 milliseconds before timing out.
     log a.log: [rank1]:[E ProcessGroupNCCL.cpp:733] Stack trace of the failed collective:
     log a.log: #0 all_reduce from /opt/torch/distributed/distributed_c10d.py:3068
     log a.log: #1 step from /home/me/train.py:31
     => collective-stack own=step (train.py:31)
 
 Reads
-    log a.log: [rank0]:[E ProcessGroupNCCL.cpp:612] [Rank 0] Collective WorkNCCL(SeqNum=3, OpType=ALLREDUCE) raised the following async exception: NCCL error: remote process exited or there was a network error, NCCL version 2.28.9
+    log a.log: [rank0]:[E ProcessGroupNCCL.cpp:612] [Rank 0] Collective WorkNCCL(SeqNum=3, OpType=ALLREDUCE) raised the following async \
+exception: NCCL error: remote process exited or there was a network error, NCCL version 2.28.9
     log a.log: [rank0]:[W TCPStore.cpp:125] [c10d] recvValue failed on SocketImpl(fd=9, addr=[n1]:40, remote=[n0]:29500): Connection reset by peer
     log a.log: RuntimeError: [gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.3.4]:51234
     => reset
@@ -31,8 +37,10 @@ Reads
 
 Reads
     log a.log: torch.distributed.DistStoreError: Timed out after 61 seconds waiting for clients. 5/8 clients joined.
-    log a.log: RuntimeError: Timed out initializing process group in store based barrier on rank: 2, for key: store_based_barrier_key:1 (world_size=4, worker_count=3, timeout=0:30:00)
-    log a.log: INFO:torch.distributed.distributed_c10d:Waiting in store based barrier to initialize process group for 10 seconds rank: 2, key: store_based_barrier_key:1 (world_size=4, num_workers_joined=3, timeout=0:30:00 error=wait timeout)
+    log a.log: RuntimeError: Timed out initializing process group in store based barrier on rank: 2, for key: store_based_barrier_key:1 \
+(world_size=4, worker_count=3, timeout=0:30:00)
+    log a.log: INFO:torch.distributed.distributed_c10d:Waiting in store based barrier to initialize process group for 10 seconds rank: 2, \
+key: store_based_barrier_key:1 (world_size=4, num_workers_joined=3, timeout=0:30:00 error=wait timeout)
     => joined there=5 expected=8
     => joined there=3 expected=4
     => world size=8
@@ -42,9 +50,11 @@ Reads
     => barrier absent=1, 3
 
 Reads
-    log a.log: [E socket.cpp:818] [c10d] The client socket has failed to connect to any network address of (10.9.0.7, 29500). The client socket has failed to connect to 10.9.0.7:29500 (errno: 113 - No route to host).
+    log a.log: [E socket.cpp:818] [c10d] The client socket has failed to connect to any network address of (10.9.0.7, 29500). The client \
+socket has failed to connect to 10.9.0.7:29500 (errno: 113 - No route to host).
     log a.log: [E socket.cpp:957] [c10d] The client socket has timed out after 60s while trying to connect to (10.9.0.7, 29500).
-    log a.log: [W TCPStore.cpp:340] [c10d] TCP client failed to connect/validate to host gpu-1:29500 - retrying (try=0, timeout=9000ms, delay=4ms): The client socket has failed (errno: 111 - Connection refused).
+    log a.log: [W TCPStore.cpp:340] [c10d] TCP client failed to connect/validate to host gpu-1:29500 - retrying (try=0, timeout=9000ms, \
+delay=4ms): The client socket has failed (errno: 111 - Connection refused).
     log a.log: torch.distributed.DistNetworkError: The client socket has failed to connect to any network address of (gpu-1, 29500).
     log a.log: [W socket.cpp:764] [c10d] The client socket has failed to connect to [::ffff:10.0.0.9]:29500 (errno: 110 - Connection timed out).
     => store-connect address=10.9.0.7 port=29500 errno=113
@@ -56,26 +66,33 @@ Reads
     => unresolved name=gpu-1 port=29500 family=IPv6 code=-2
 
 Reads
-    log a.log: RuntimeError: Gloo connectFullMesh failed with [gloo/transport/tcp/pair.cc:144] timed out connecting: SO_ERROR: Connection refused, remote=[10.0.0.3]:41002 (rank=8, size=16, local=[10.0.0.4])
+    log a.log: RuntimeError: Gloo connectFullMesh failed with [gloo/transport/tcp/pair.cc:144] timed out connecting: SO_ERROR: Connection \
+refused, remote=[10.0.0.3]:41002 (rank=8, size=16, local=[10.0.0.4])
     log a.log: RuntimeError: [gloo/transport/tcp/pair.cc:799] connect [10.0.0.3]:41002: Connection timed out
     log a.log: RuntimeError: [gloo/transport/tcp/buffer.cc:83] Connect timeout [10.0.0.3]:41002
     => connect address=10.0.0.3 port=41002 reason=Connection refused
     => connect address=10.0.0.3 port=41002 reason=Connection timed out
 
 Reads
-    log a.log: [rank3]:[W ProcessGroupNCCL.cpp:1575] Warning: WARNING: destroy_process_group() was not called before program exit, which can leak resources.
+    log a.log: [rank3]:[W ProcessGroupNCCL.cpp:1575] Warning: WARNING: destroy_process_group() was not called before program exit, which \
+can leak resources.
     => left
 
 Reads
-    log a.log: [rank3] Warning: Unable to resolve hostname to a (local) address. Using the loopback address as fallback. Manually set the network interface to bind to with GLOO_SOCKET_IFNAME.
+    log a.log: [rank3] Warning: Unable to resolve hostname to a (local) address. Using the loopback address as fallback. Manually set the \
+network interface to bind to with GLOO_SOCKET_IFNAME.
     => loopback-fallback
 
 Reads
-    log a.log: RuntimeError: Detected mismatch between collectives on ranks. Rank 3 is running collective: CollectiveFingerPrint(SequenceNumber=6, OpType=ALLREDUCE, TensorShape=[4, 2], TensorDtypes=Float, TensorDeviceTypes=TensorOptions(device=cuda)), but Rank 1 is running collective: CollectiveFingerPrint(SequenceNumber=6, OpType=BROADCAST, TensorShape=[4], TensorDtypes=Long).Collectives differ in the following aspects: Op type: ALLREDUCE vs BROADCAST
+    log a.log: RuntimeError: Detected mismatch between collectives on ranks. Rank 3 is running collective: \
+CollectiveFingerPrint(SequenceNumber=6, OpType=ALLREDUCE, TensorShape=[4, 2], TensorDtypes=Float, \
+TensorDeviceTypes=TensorOptions(device=cuda)), but Rank 1 is running collective: CollectiveFingerPrint(SequenceNumber=6, OpType=BROADCAST, \
+TensorShape=[4], TensorDtypes=Long).Collectives differ in the following aspects: Op type: ALLREDUCE vs BROADCAST
     => fingerprint seq=6 op=ALLREDUCE shape=4, 2 dtype=Float rank2=1 seq2=6 op2=BROADCAST shape2=4 dtype2=Long
 
 Reads
-    log a.log: [0]<stderr>:[2024-01-01 10:00:00.1: W horovod/common/stall_inspector.cc:105] One or more tensors were submitted to be reduced, gathered or broadcasted by subset of ranks
+    log a.log: [0]<stderr>:[2024-01-01 10:00:00.1: W horovod/common/stall_inspector.cc:105] One or more tensors were submitted to be \
+reduced, gathered or broadcasted by subset of ranks
     log a.log: [0]<stderr>:Missing ranks:
     log a.log: [0]<stderr>:2: [allreduce.w, allreduce.b]
     => stall missing=2 tensors=allreduce.w, allreduce.b
@@ -89,9 +106,11 @@ Reads
 Reads
     log a.log: [W socket.cpp:207] [c10d] The hostname of the client socket cannot be retrieved. err=-3
     log a.log: [W socket.cpp:494] [c10d] waitForInput: socket SocketImpl(fd=5, addr=[n1]:40, remote=[n0]:29500) timed out after 15000ms
-    log a.log: [2] is setting up NCCL communicator and retrieving ncclUniqueId from [0] via c10d key-value store by key '0', but store->get('0') got error: wait timeout
+    log a.log: [2] is setting up NCCL communicator and retrieving ncclUniqueId from [0] via c10d key-value store by key '0', but \
+store->get('0') got error: wait timeout
     log a.log: torch.distributed.DistStoreError: wait timeout after 30000ms, keys: /default_pg/0//cpu//0/1
-    log a.log: [W ProcessGroupNCCL.cpp:1662] Failed to check the "should dump" flag on TCPStore, (maybe TCPStore server has shut down too early), with error: Broken pipe
+    log a.log: [W ProcessGroupNCCL.cpp:1662] Failed to check the "should dump" flag on TCPStore, (maybe TCPStore server has shut down too \
+early), with error: Broken pipe
     log a.log: RuntimeError: Failed to recv, got 0 bytes. Connection was likely closed. Did the remote server shutdown or crash?
     => arrived
     => store-wait needs=0
@@ -106,7 +125,8 @@ Reads
 
 Reads
     log a.log: Initializing distributed: GLOBAL_RANK: 1, MEMBER: 2/8
-    log a.log: restart_count=0 master_addr=gpu-1 master_port=29500 group_rank=0 group_world_size=2 local_ranks=[0, 1] role_ranks=[0, 1] global_ranks=[0, 1] role_world_sizes=[4, 4] global_world_sizes=[4, 4]
+    log a.log: restart_count=0 master_addr=gpu-1 master_port=29500 group_rank=0 group_world_size=2 local_ranks=[0, 1] role_ranks=[0, 1] \
+global_ranks=[0, 1] role_world_sizes=[4, 4] global_world_sizes=[4, 4]
     log a.log: initializing model parallel; dist_world_size=16, world_size=16
     => world size=8
     => world size=4
@@ -119,10 +139,9 @@ from ncclcheck.evidence._reads import Block, Clue, Line
 from ncclcheck.model import Fact
 
 _GROUP = r"(?:\[(?:PG (?:ID )?(?P<pg>\d+) )?(?:PG GUID (?P<guid>[^\s(]*)(?:\((?P<desc>[^)]*)\))? )?Rank (?P<rank>\d+)\])?"
-_WORK = re.compile(
-    r"WorkNCCL\((?:SeqNum=(?P<seq>\d+), )?OpType=(?P<op>\w+)(?:, NumelIn=(?P<numel_in>\d+), NumelOut=(?P<numel_out>\d+))?"
-    r"(?:, TensorShape=\[(?P<shape>[^\]]*)\])?[^)]*Timeout\(ms\)=(?P<timeout_ms>\d+)\) ran for (?P<ran_ms>\d+)"
-)
+_WORK = re.compile(r"WorkNCCL\((?P<what>.{0,400}?)\) ran for (?P<ran_ms>\d+)")
+_OF_WORK = re.compile(r"(SeqNum|OpType|NumelIn|NumelOut|TensorShape|Timeout\(ms\))=(\[[^\]]*\]|\w+)")
+_NAMES = {"SeqNum": "seq", "OpType": "op", "NumelIn": "numel_in", "NumelOut": "numel_out", "TensorShape": "shape", "Timeout(ms)": "timeout_ms"}
 _POSITION = re.compile(r"last enqueued (?:NCCL )?work: (?P<enqueued>-?\d+), last completed (?:NCCL )?work: (?P<completed>-?\d+)", re.I)
 _SPEAKER = re.compile(_GROUP.removesuffix("?"))
 _FRAME = re.compile(r"^\s*#\d+ (?P<function>\S+) from (?P<file>[^:]+):(?P<line>\d+)")
@@ -130,7 +149,10 @@ _STALLED = re.compile(
     r"(?:^|[:>])(?:(?P<tensor>[^\s:>]+) )?\[missing ranks: (?P<ranks>[\d, ]+)\]|(?:^|[:>])(?P<missing>\d+): ?\[(?P<tensors>[^\]]*)\]?"
 )
 _ERRNO = re.compile(r"errno: (?P<errno>\d+) - (?P<reason>[^)]*)\)")
-_PRINT = r"CollectiveFingerPrint\((?:SequenceNumber=(?P<seq{n}>\d+), )?OpType=(?P<op{n}>\w+)(?:, TensorShape=\[(?P<shape{n}>[^\]]*)\])?(?:, TensorDtypes=(?P<dtype{n}>\w+))?"
+_PRINT = (
+    r"CollectiveFingerPrint\((?:SequenceNumber=(?P<seq{n}>\d+), )?OpType=(?P<op{n}>\w+)(?:, TensorShape=\[(?P<shape{n}>[^\]]*)\])?"
+    r"(?:, TensorDtypes=(?P<dtype{n}>\w+))?"
+)
 _NOT_MINE = ("/torch/", "/site-packages/", "/dist-packages/", "<frozen", "/lib/python")
 MOST_FRAMES = 100
 
@@ -148,9 +170,11 @@ def _speaker(line: Line) -> tuple[str, int | None]:
 
 
 def _timeout(line: Line, following: Iterator[Line]) -> Iterator[Fact]:
-    if match := _WORK.search(line.text):
+    match = _WORK.search(line.text)
+    if match:
         group, rank = _speaker(line)
-        yield line.fact("timeout", {"group": group, **_numbers(match.groupdict())}, rank=rank)
+        words: dict[str, str | None] = {_NAMES[name]: value.strip("[]") for name, value in _OF_WORK.findall(match["what"])}
+        yield line.fact("timeout", {"group": group, **_numbers(words | {"ran_ms": match["ran_ms"]})}, rank=rank)
 
 
 def _position(line: Line, following: Iterator[Line]) -> Iterator[Fact]:

@@ -145,7 +145,7 @@ def _arguments(line: Line, following: Iterator[Line]) -> Iterator[Fact]:
 
 def _code(line: Line, following: Iterator[Line]) -> Iterator[Fact]:
     """`Worker proc VllmWorker-3 died unexpectedly (exit code: -9)`: a negative code is a signal; some releases cannot tell it."""
-    if match := re.search(r"(?P<name>\w+-(?P<rank>\d+)) died unexpectedly(?: \(exit code: (?P<code>-?\d+|None)\))?", line.text):
+    if match := re.search(r"-(?P<rank>\d{1,9}) died unexpectedly(?: \(exit code: (?P<code>-?\d+|None)\))?", line.text):
         known = match["code"] not in (None, "None")
         yield Fact("exit" if known else "gone", line.place.host, int(match["rank"]), None, {"code": int(match["code"])} if known else {},
                    line.fact("").source, line.time)  # fmt: skip
@@ -160,9 +160,9 @@ def _old_code(line: Line, following: Iterator[Line]) -> Iterator[Fact]:
 READS = (
     Clue("vllm-version", r"LLM engine \(v(?P<version>\d+\.\d+[\w.+-]*)\) with config"),
     Clue("vllm-version", r"vLLM API server version v?(?P<version>\d+\.\d+[\w.+-]*)"),
-    Block(r"non-default args: \{|LLM engine \(v[^)]*\) with config", _arguments),
+    Block(r"non-default args: \{|LLM engine \(v[^)]{1,60}\) with config", _arguments),
     Clue("world", r"\bworld_size=(?P<size>\d+) rank=(?P<rank>\d+) local_rank=(?P<local_rank>-?\d+) distributed_init_method="),
-    Clue("rendezvous", r"rank=(?P<rank>\d+) local_rank=-?\d+ distributed_init_method=tcp://\[?(?P<address>[^/\s]+?)\]?:(?P<port>\d+)"),
+    Clue("rendezvous", r"rank=(?P<rank>\d+) local_rank=-?\d+ distributed_init_method=tcp://\[?(?P<address>[^/\s]{1,100}?)\]?:(?P<port>\d+)"),
     Clue("queue-address", r"mq_connect_ip=(?P<address>[^\s,]+) \(local\), world_size=(?P<size>\d+), local_world_size=(?P<local_size>\d+)"),
     Clue("spans-nodes", r"[Aa]ll-?[Rr]educe is disabled because this process group spans across nodes"),
     Clue("load-begun", r"Starting to load model|Starting load weights"),

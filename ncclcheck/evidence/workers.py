@@ -25,7 +25,7 @@ from ncclcheck.units import bytes_text, seconds_text
 PATIENCE = 20.0  # seconds in which a worker must have read something, or be done with what it reads
 MEMORY = 2 << 30  # bytes that a worker may take in addition to what it begins with
 TRIES = 4  # workers that one job may cost before the rest of it is given up
-_OFTEN = 0.5  # seconds between two signs of life
+_OFTEN = 0.2  # seconds between two signs of life
 _OUT_OF_MEMORY, _FAILED = 77, 78  # a worker's exit codes
 _TASK = struct.Struct("=QQ")  # job, results to skip
 _FRAME = struct.Struct("=cQ")  # kind, bytes that follow

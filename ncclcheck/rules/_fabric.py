@@ -12,6 +12,7 @@ UNANSWERED = (12,)  # IBV_WC_RETRY_EXC_ERR; 5 (flushed) only follows another err
 def link_layer(run: Run) -> str | None:
     """ "Ethernet" (RoCE) or "InfiniBand", or None where nothing says it or both are there."""
     seen = {str(fact.get("layer")) for fact in run.of("link-layer")}
+    seen |= {str(fact.get("layer")) for fact in run.of("ibport") if fact.get("layer")}
     devices = " ".join(str(fact.get("devices")) for fact in run.of("ib-devices"))
     seen |= {layer for mark, layer in (("/RoCE", "Ethernet"), ("/IB", "InfiniBand")) if mark in devices}
     if any(mapped(str(fact.get("local", ""))) for fact in run.of("ib-error")):

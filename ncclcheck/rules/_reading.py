@@ -9,22 +9,23 @@ from ncclcheck.model import Evidence, Fact, Run, Step
 from ncclcheck.units import bytes_text
 
 CONSEQUENCE = re.compile(
-    r"[Cc]onnection (?:was likely )?(?:closed|reset|lost|aborted)|[Bb]roken pipe|recvValue\w* failed|sendBytes failed|remote process exited|Read error|Write error"
-    r"|[Tt]imed out (?:waiting|initializing|after)|wait timeout after|Watchdog caught|[Cc]aught collective operation timeout|Socket [Tt]imeout|Socket closed"
-    r"|Engine core initialization failed|WorkerProc (?:initialization )?failed|Worker failed with error|EngineDeadError|encountered an issue|RPC call to .* timed out"
-    r"|failed to recv, got \d+ bytes|[Hh]eartbeat|communicator was aborted|Application timeout caused pair closure|has timed out after"
-    r"|The client socket has|store->get\(|retrieving ncclUniqueId|failed to pass monitoredBarrier|successfully reached monitoredBarrier|connectFullMesh failed"
+    r"[Cc]onnection (?:was likely )?(?:closed|reset|lost|aborted)|[Bb]roken pipe|recvValue\w* failed|sendBytes failed|Read error|Write error"
+    r"|remote process exited|[Tt]imed out (?:waiting|initializing|after)|wait timeout after|Watchdog caught|has timed out after"
+    r"|[Cc]aught collective operation timeout|Socket [Tt]imeout|Socket closed|Engine core initialization failed"
+    r"|WorkerProc (?:initialization )?failed|Worker failed with error|EngineDeadError|encountered an issue|RPC call to .* timed out"
+    r"|failed to recv, got \d+ bytes|[Hh]eartbeat|communicator was aborted|Application timeout caused pair closure"
+    r"|The client socket has|store->get\(|retrieving ncclUniqueId|(?:failed to pass|successfully reached) monitoredBarrier|connectFullMesh failed"
     r"|nccl\w*Error|NCCL (?:error|failure)|unhandled (?:cuda|system) error|NCCL communicator|Aborting due to|background process|died unexpectedly"
-    r"|terminated with (?:signal|exit code)|returned non-zero exit status|exit(?:ed|s)? with|The actor .*(?:died|dead)|ActorDied|ActorUnavailable|worker(?:s)? died"
-    r"|_store_based_barrier|another rank|remote rank|peer (?:gone|died)|cancelled|shutdown",
+    r"|terminated with (?:signal|exit code)|returned non-zero exit status|exit(?:ed|s)? with|The actor .*(?:died|dead)|ActorDied|ActorUnavailable"
+    r"|workers? died|_store_based_barrier|another rank|remote rank|peer (?:gone|died)|cancelled|shutdown",
 )
 """Errors that a rank shows because another one failed (never a cause by themselves)."""
 
 _WRAPPERS = re.compile(
-    r"(?:^|\.)(?:Dist(?:Backend|Network|Store)?Error|ChildFailedError|SignalException|ProcessRaisedException|ProcessExitedException|CalledProcessError"
-    r"|SystemExit|KeyboardInterrupt|BrokenPipeError|Connection\w*Error|EOFError|EndOfStream|CancelledError|IncompleteReadError|Empty|Rendezvous\w*Error"
-    r"|Ray\w*Error|Actor\w*Error|WorkerCrashedError|NodeDiedError|OwnerDiedError|GetTimeoutError|EngineDeadError|TimeoutError|HTTPException|HorovodInternalError)"
-    r"(?:\(\w+\))?$"
+    r"(?:^|\.)(?:Dist(?:Backend|Network|Store)?Error|ChildFailedError|SignalException|ProcessRaisedException|ProcessExitedException"
+    r"|CalledProcessError|SystemExit|KeyboardInterrupt|BrokenPipeError|Connection\w*Error|EOFError|EndOfStream|CancelledError|IncompleteReadError"
+    r"|Empty|Rendezvous\w*Error|Ray\w*Error|Actor\w*Error|WorkerCrashedError|NodeDiedError|OwnerDiedError|GetTimeoutError|EngineDeadError"
+    r"|TimeoutError|HTTPException|HorovodInternalError)(?:\(\w+\))?$"
 )
 """Errors of these types say that another process or a connection failed."""
 
@@ -42,9 +43,10 @@ def said_there(run: Run) -> set[tuple[str, int]]:
 def own_errors(run: Run) -> list[Fact]:
     """The first error of each process that is its own: none about another process, and none that a rule knows the cause of.
 
-    Those with a time come first, the earliest first; the rest keep the order in which they stand.
+    What a launcher saw failing first comes first, then those with a time, the earliest first; the rest keep the order in which they stand.
     """
     known = said_there(run)
+    first = {fact.rank for fact in run.of("first-failure") if fact.rank is not None}
     seen: set[object] = set()
     result = []
     for fact in [*run.of("error"), *run.of("error-line")]:
@@ -57,7 +59,7 @@ def own_errors(run: Run) -> list[Fact]:
         elif not consequence(fact):
             seen.add(process)
             result.append(fact)
-    return sorted(result, key=lambda fact: fact.time if fact.time is not None else math.inf)
+    return sorted(result, key=lambda fact: (fact.rank not in first, math.inf if fact.time is None else fact.time))
 
 
 def at(run: Run, rank: int) -> str:

@@ -48,7 +48,7 @@ def check(run: Run) -> list[Finding]:
             Culprit(ranks=ranks or None, hosts=hosts or None),
             0.92,
             reading.quote(*facts[:8]),
-            f"ip -br addr   # on that host: is {address} there? then give each host its own address in the variable that names it: VLLM_HOST_IP, "
-            "VLLM_NIXL_SIDE_CHANNEL_HOST, SGLANG_HOST_IP or HOST_IP, MASTER_ADDR / --master-addr (node 0's address, which only node 0 binds), NCCL_COMM_ID",
+            f"ip -br addr   # on that host: is {address} there? then give each host its own address in the variable that names it: "
+            "VLLM_HOST_IP, VLLM_NIXL_SIDE_CHANNEL_HOST, SGLANG_HOST_IP, MASTER_ADDR / --master-addr (node 0's, which only it binds), NCCL_COMM_ID",
         )
     ]

@@ -13,14 +13,16 @@ Blames
     => node-b
 
 Blames
-    log node-b.log: RuntimeError: Gloo connectFullMesh failed with [gloo/transport/tcp/pair.cc:144] timed out connecting: SO_ERROR: Connection timed out, remote=[10.0.0.3]:41002 (rank=8, size=16, local=[10.0.0.4])
+    log node-b.log: RuntimeError: Gloo connectFullMesh failed with [gloo/transport/tcp/pair.cc:144] timed out connecting: SO_ERROR: \
+Connection timed out, remote=[10.0.0.3]:41002 (rank=8, size=16, local=[10.0.0.4])
     => 8
 
 Spares
     fact master @ b name=node0 address=10.0.0.1 port=29600 answer=refused text=refused
 
 Spares
-    log node-b.log: RuntimeError: Gloo connectFullMesh failed with [gloo/transport/tcp/pair.cc:144] timed out connecting: SO_ERROR: Connection refused, remote=[127.0.0.1]:41002 (rank=8, size=16, local=[127.0.0.1])
+    log node-b.log: RuntimeError: Gloo connectFullMesh failed with [gloo/transport/tcp/pair.cc:144] timed out connecting: SO_ERROR: \
+Connection refused, remote=[127.0.0.1]:41002 (rank=8, size=16, local=[127.0.0.1])
 """
 
 import re
@@ -95,6 +97,8 @@ def _peers(run: Run) -> list[Finding]:
         return []
     ranks = sorted({fact.rank for fact in facts if fact.rank is not None})
     hosts = list(dict.fromkeys(fact.host for fact in facts if fact.host)) or run.hosts(ranks)
+    if not ranks and len(run.ranks) == 1 and not next(iter(run.ranks.values())).host:
+        ranks = list(run.ranks)  # the only rank that the report knows of
     address, port = facts[0].get("address"), facts[0].get("port")
     who = run.name(ranks[0]) if ranks else hosts[0] if hosts else "a rank"
     return [

@@ -74,7 +74,17 @@ _OWN_INPUT = ("ALLTOALL", "GATHER", "SCATTER", "ALLGATHER", "_REDUCE_SCATTER", "
 
 def check(run: Run) -> list[Finding]:
     """Different operations at one place of the sequence: as announced, as recorded, or as the watchdogs quote them; or groups in different order."""
-    return _announced(run) or _recorded(run) or _fingerprints(run) or _timed_out(run) or _crossed(run) or _stalled(run) or _elsewhere(run)
+    return (
+        _announced(run)
+        or _recorded(run)
+        or _fingerprints(run)
+        or _timed_out(run)
+        or _crossed(run)
+        or _stalled(run)
+        or _asked(run)
+        or _elsewhere(run)
+        or _after_the_end(run)
+    )
 
 
 def _fingerprints(run: Run) -> list[Finding]:
@@ -111,6 +121,17 @@ def _stalled(run: Run) -> list[Finding]:
     ]
 
 
+def _asked(run: Run) -> list[Finding]:
+    """NCCL RAS: an operation that one rank launched, and of which the others have launched none at all."""
+    for fact in run.of("ras"):
+        counts = {int(count): list(ranks) for count, ranks in dict(fact.get("counts") or {}).items()}
+        alone = [rank for count, ranks in counts.items() if count > 0 for rank in ranks]
+        if fact.get("problem") == "mismatch" and 0 in counts and len(alone) == 1:
+            title = f"{run.name(alone[0])} launched {fact.get('operation')}, and no other rank did"
+            return [Finding("collective-mismatch", title, run.blame(alone), 0.75, reading.quote(fact), _REMEDY)]
+    return []
+
+
 def _elsewhere(run: Run) -> list[Finding]:
     """Stacks that stand in different collectives, where no sequence number is known."""
     inside = {fact.rank: (match[1], fact) for fact in run.of("stack") if fact.rank is not None and (match := _IN_COLLECTIVE.match(_innermost(fact)))}
@@ -124,6 +145,31 @@ def _elsewhere(run: Run) -> list[Finding]:
     order = [*odd, *(rank for rank in inside if rank not in odd)]
     evidence = reading.quote(*(inside[rank][1] for rank in order[:8]))
     return [Finding("collective-mismatch", f"different collectives at the same time: {said}{others}", run.blame(odd), 0.75, evidence, _REMEDY)]
+
+
+def _after_the_end(run: Run) -> list[Finding]:
+    """One rank alone in a collective, after the training said that it ended: what follows it runs on that rank only."""
+    ended, timeouts = run.of("ended"), run.of("timeout")
+    if (
+        not ended
+        or len({fact.rank for fact in timeouts}) != 1
+        or run.dumps
+        or (run.of("position") and len({fact.rank for fact in run.of("position")}) > 1)
+    ):
+        return []
+    rank = timeouts[0].rank
+    who = "one rank" if rank is None else run.name(rank)
+    return [
+        Finding(
+            "collective-mismatch",
+            f"after the training ended, {who} alone issued {str(timeouts[0].get('op') or 'a collective').lower()}, and waited for the others in vain",
+            run.blame([rank]) if rank is not None else Culprit(),
+            0.6,
+            reading.quote(timeouts[0], ended[-1]),
+            "call on all ranks what contains collectives (save_checkpoint, validate, barrier, a sharded state_dict), not under `if rank == 0`; "
+            + _REMEDY,
+        )
+    ]
 
 
 def _innermost(fact: Fact) -> str:

@@ -1,7 +1,7 @@
 """NCCL's shared host buffers made with cuMem (NCCL_CUMEM_HOST_ENABLE, default since 2.24) fail: containers, virtual machines, GPUs without P2P.
 
 Blames
-    log a.log: [2026-03-02 10:00:00] node-a:311:405 [0] transport/shm.cc:590 NCCL WARN Cuda failure 217 'peer access is not supported between these
+    log a.log: node-a:311:405 [0] transport/shm.cc:590 NCCL WARN Cuda failure 217 'peer access is not supported between these two devices'
     => node-a
 
 Blames

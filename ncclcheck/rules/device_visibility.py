@@ -48,7 +48,7 @@ REMEDY = (
 )
 
 READS = (
-    Clue("launch", r"CUDA_VISIBLE_DEVICES=(?P<visible>[\w,-]+).*--nproc[-_]per[-_]node[= ](?P<nproc>\d+)"),
+    Clue("visible-gpus", r"CUDA_VISIBLE_DEVICES=(?P<visible>[\w,-]+).*--nproc[-_]per[-_]node[= ](?P<nproc>\d+)"),
     Statement(
         r"(?:CUDA|HIP|Cuda|cuda)\b.{0,60}invalid device ordinal", "{who} asks for a GPU that it cannot see (invalid device ordinal)", REMEDY, 0.93
     ),
@@ -73,7 +73,7 @@ def check(run: Run) -> list[Finding]:
         said = ", ".join(f"{fact.host} sees {fact.get('gpus')} GPU(s) and starts {fact.get('nproc_per_node')} ranks" for fact in short)
         title = said or f"{run.name(failed[0].rank or 0)} asks for a GPU it cannot see: {failed[0].get('message')}"
         result.append(Finding("device-visibility", title, Culprit(hosts=hosts), 0.95, reading.quote(*short, *failed), REMEDY))
-    for fact in run.of("launch"):
+    for fact in run.of("visible-gpus"):
         visible, nproc = len(str(fact.get("visible")).strip(",").split(",")), int(fact.get("nproc"))
         if visible < nproc:
             title = f"{nproc} ranks are started and CUDA_VISIBLE_DEVICES names {visible} GPUs: local ranks {visible} to {nproc - 1} have none"

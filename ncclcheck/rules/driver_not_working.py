@@ -34,6 +34,10 @@ Blames
     log rank2.log: RuntimeError: ProcessGroupNCCL is only supported with GPUs, no GPUs found!
     => 2
 
+Blames
+    fact driver-mismatch @ a client=560.35.03
+    => a
+
 Spares
     rank 0 @ a: init
 """
@@ -41,7 +45,7 @@ Spares
 from __future__ import annotations
 
 from ncclcheck.evidence._reads import Statement
-from ncclcheck.model import Finding, Run
+from ncclcheck.model import Culprit, Finding, Run
 from ncclcheck.rules import _reading as reading
 
 EXPLAINS = ("rank_died_exception", "device_visibility", "library_missing", "missing_rank_at_rendezvous")
@@ -70,7 +74,22 @@ READS = (
 
 
 def check(run: Run) -> list[Finding]:
-    """Ranks that fell back to the CPU on a node with NVIDIA devices."""
+    """Ranks that fell back to the CPU on a node with NVIDIA devices, and what the kernel's log says of the driver."""
+    return [*_fell_back(run), *_mismatch(run)]
+
+
+def _mismatch(run: Run) -> list[Finding]:
+    facts = [*run.of("driver-mismatch"), *(fact for fact in run.of("nvml-error") if fact.get("problem") == "No devices were found")]
+    if not facts:
+        return []
+    hosts = list(dict.fromkeys(fact.host for fact in facts if fact.host))
+    where = ", ".join(hosts) or "the host"
+    said = f"the NVIDIA library {facts[0].get('client')} on {where} does not fit the driver's module"
+    title = said if facts[0].get("client") else f"the NVIDIA driver of {where} finds no device"
+    return [Finding("driver-not-working", title, Culprit(hosts=hosts or None), 0.9, reading.quote(*facts[:4]), REMEDY)]
+
+
+def _fell_back(run: Run) -> list[Finding]:
     facts = run.of("gpu-unusable")
     ranks = [fact.rank for fact in facts if fact.rank is not None]
     if not ranks:

@@ -51,11 +51,12 @@ def check(run: Run) -> list[Finding]:
     for fact in run.of("init"):
         if fact.host and fact.rank is not None and fact.get("busId") is not None and fact.get("phase") == "START":
             users.setdefault((fact.host, str(fact.get("commId", "")), str(fact.get("busId"))), []).append(fact)
-    shared = [facts for facts in users.values() if len({fact.rank for fact in facts}) > 1]
+    shared = [facts for facts in users.values() if len({fact.rank for fact in facts}) > 1 and len({fact.pid for fact in facts}) > 1]
     if not shared:
         return []
     facts = [fact for group in shared for fact in group]
     ranks = sorted({fact.rank for fact in facts if fact.rank is not None})
     hosts = list(dict.fromkeys(fact.host for fact in facts if fact.host))
+    sure = 0.85 if all(fact.get("commId") for fact in facts) else 0.6  # releases that do not name the communicator may tell of two jobs
     title = f"ranks {', '.join(map(str, ranks))} on {', '.join(hosts)} share GPUs: their bus addresses are the same"
-    return [Finding("duplicate-gpu", title, Culprit(ranks=ranks, hosts=hosts), 0.85, reading.quote(*facts), REMEDY)]
+    return [Finding("duplicate-gpu", title, Culprit(ranks=ranks, hosts=hosts), sure, reading.quote(*facts), REMEDY)]

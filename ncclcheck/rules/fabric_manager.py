@@ -16,7 +16,7 @@ Blames
     => node-a
 
 Blames
-    log a.log: Mar  3 10:00:00 node-a nv-fabricmanager[811]: fabric manager NVIDIA GPU driver interface version 535.54.03 don't match with driver
+    log a.log: Mar  3 10:00:00 node-a nv-fabricmanager: fabric manager interface version 535.54.03 don't match with driver version 535.104.05
     log a.log: Mar  3 10:00:00 node-a systemd[1]: nvidia-fabricmanager.service: Failed with result 'exit-code'.
     => node-a
 

@@ -9,6 +9,9 @@ Blames
     => node-a
 
 Spares
+    log rank7.log: Found ulimit of 1024 and failed to increase it. This can cause fd limit errors like `OSError: [Errno 24] Too many open files`.
+
+Spares
     log rank7.log: FileNotFoundError: [Errno 2] No such file or directory
 """
 
@@ -20,7 +23,7 @@ EXPLAINS = ("rank_died_exception", "peer_reset", "store_lost", "missing_rank_at_
 
 READS = (
     Statement(
-        r"Too many open files",
+        r"(?<!OSError: \[Errno 24\] )Too many open files|(?<!`)OSError: \[Errno 24\] Too many open files",
         "{who} may not open more files",
         "ulimit -n 1048576 in the job's script; docker run --ulimit nofile=1048576:1048576; LimitNOFILE=infinity for slurmd or containerd; fewer "
         "sockets: unset NCCL_NSOCKS_PERTHREAD NCCL_SOCKET_NTHREADS; torch.multiprocessing.set_sharing_strategy('file_system')",

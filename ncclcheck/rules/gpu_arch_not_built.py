@@ -23,6 +23,7 @@ Blames
 
 Blames
     log rank1.log: RuntimeError: CUDA error: invalid device function
+    log rank1.log: hipErrorNoBinaryForGpu: Unable to find code object for all current devices!
     log a.log: node-a:311:405 [0] enqueue.cc:2210 NCCL WARN FP8 reduction support begins with sm90 capable devices.
     => 1
 
@@ -52,7 +53,13 @@ READS = (
     ),
     Statement(r"Unsupported gpu architecture '(?P<arch>\w+)'", "the CUDA compiler of {who} is too old for {arch}", REMEDY, 0.9),
     Statement(r"Value '(?P<arch>sm_\w+)' is not defined for option 'gpu-name'", "the assembler (ptxas) of {who} is too old for {arch}", REMEDY, 0.9),
-    Statement(r"CUDA error: invalid device function", "{who} has no kernels for its GPU", REMEDY, 0.85),
+    Statement(
+        r"hipErrorNoBinaryForGpu",
+        "{who} has no kernels for its GPU",
+        "rocminfo | grep gfx   # install the torch built for it; HSA_OVERRIDE_GFX_VERSION",
+        0.93,
+    ),
+    Statement(r"(?:CUDA|HIP) error: invalid device function", "{who} has no kernels for its GPU", REMEDY, 0.85),
     Statement(
         r"FP8 reduction support begins with sm90", "the GPU of {who} cannot reduce FP8", "reduce in bfloat16, or use GPUs of sm_90 and newer", 0.9
     ),

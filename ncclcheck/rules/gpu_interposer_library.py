@@ -21,7 +21,7 @@ from ncclcheck.evidence._reads import Clue
 from ncclcheck.model import Culprit, Finding, Run
 from ncclcheck.rules import _reading as reading
 
-READS = (Clue("interposer", r"(?P<library>libvgpu\.so|libcuda-control\.so|libcgpu\w*\.so|HAM[Ii]-core)"),)
+READS = (Clue("interposer", r"(?P<library>libvgpu\.so|libcuda-control\.so|libcgpu\w*\.so|HAMi-core|HAMI-core)"),)
 
 
 def check(run: Run) -> list[Finding]:

@@ -14,11 +14,13 @@ Blames
     => -
 
 Blames
-    log a.log: (raylet) 3 Workers (tasks / actors) killed due to memory pressure (OOM), 0 Workers crashed due to other reasons at node (ID: 5f, IP: 10.4.0.2) over the last time period.
+    log a.log: (raylet) 3 Workers (tasks / actors) killed due to memory pressure (OOM), 0 Workers crashed due to other reasons at node (ID: \
+5f, IP: 10.4.0.2) over the last time period.
     => 10.4.0.2
 
 Blames
-    log a.log: ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory. Memory on the node (IP: 10.4.0.3, ID: 5f) where the task (task ID: 1) was running was 62.1GB / 62.7GB
+    log a.log: ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory. Memory on the node (IP: 10.4.0.3, \
+ID: 5f) where the task (task ID: 1) was running was 62.1GB / 62.7GB
     => 10.4.0.3
 
 Blames

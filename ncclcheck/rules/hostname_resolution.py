@@ -11,12 +11,15 @@ Blames
     => b
 
 Blames
-    log node-b.log: [rank8]: RuntimeError: Gloo connectFullMesh failed with [gloo/transport/tcp/pair.cc:144] timed out connecting: SO_ERROR: Connection refused, remote=[127.0.0.1]:41002 (rank=8, size=16, local=[127.0.0.1])
+    log node-b.log: [rank8]: RuntimeError: Gloo connectFullMesh failed with [gloo/transport/tcp/pair.cc:144] timed out connecting: \
+SO_ERROR: Connection refused, remote=[127.0.0.1]:41002 (rank=8, size=16, local=[127.0.0.1])
     => 8
 
 Blames
-    log node-b.log: [W socket.cpp:697] [c10d] The IPv6 network addresses of (gpu-1, 29500) cannot be retrieved (gai error: -2 - Name or service not known).
-    log node-b.log: [W socket.cpp:697] [c10d] The IPv4 network addresses of (gpu-1, 29500) cannot be retrieved (gai error: -2 - Name or service not known).
+    log node-b.log: [W socket.cpp:697] [c10d] The IPv6 network addresses of (gpu-1, 29500) cannot be retrieved (gai error: -2 - Name or \
+service not known).
+    log node-b.log: [W socket.cpp:697] [c10d] The IPv4 network addresses of (gpu-1, 29500) cannot be retrieved (gai error: -2 - Name or \
+service not known).
     => node-b
 
 Blames
@@ -28,11 +31,13 @@ Blames
     => gpu-9
 
 Spares
-    log node-b.log: [W socket.cpp:697] [c10d] The IPv6 network addresses of (gpu-1, 29500) cannot be retrieved (gai error: -2 - Name or service not known).
+    log node-b.log: [W socket.cpp:697] [c10d] The IPv6 network addresses of (gpu-1, 29500) cannot be retrieved (gai error: -2 - Name or \
+service not known).
     log node-b.log: [I] [default] worker group successfully finished. Waiting 300 seconds for other agents to finish.
 
 Spares
-    log node-b.log: RuntimeError: Gloo connectFullMesh failed with [gloo/transport/tcp/pair.cc:144] timed out connecting: SO_ERROR: Connection refused, remote=[10.0.0.3]:41002 (rank=8, size=16, local=[10.0.0.4])
+    log node-b.log: RuntimeError: Gloo connectFullMesh failed with [gloo/transport/tcp/pair.cc:144] timed out connecting: SO_ERROR: \
+Connection refused, remote=[10.0.0.3]:41002 (rank=8, size=16, local=[10.0.0.4])
 
 Spares
     fact master @ b name=node0 address=10.0.0.1 port=29600 answer=refused text=refused
@@ -41,16 +46,19 @@ Spares
 import re
 
 from ncclcheck.evidence._reads import Statement
-from ncclcheck.model import Culprit, Fact, Finding, Run
+from ncclcheck.model import Culprit, Finding, Run
 from ncclcheck.rules import _reading as reading
 
 EXPLAINS = ("rank_died_exception", "missing_rank_at_rendezvous", "peer_reset", "wrong_master_addr")
 LOOPBACK = re.compile(r"^\[?(?:127\.|::1\b|localhost)")
 _GLOO = (
-    "export GLOO_SOCKET_IFNAME=INTERFACE   # on every node, each its own interface to the others (ip -br addr); and for good: getent ahosts $(hostname) "
-    "must give that address: mend /etc/hosts (no 127.0.1.1 line for the hostname); VLLM_HOST_IP for vLLM"
+    "export GLOO_SOCKET_IFNAME=INTERFACE   # on every node, each its own interface to the others (ip -br addr); and for good: "
+    "getent ahosts $(hostname) must give that address: mend /etc/hosts (no 127.0.1.1 line for the hostname); VLLM_HOST_IP for vLLM"
 )
-_NAME = "getent ahosts {name}   # on the host that complains; mend DNS or /etc/hosts there, or use the numeric address in MASTER_ADDR / --master-addr / --rdzv-endpoint"
+_NAME = (
+    "getent ahosts {name}   # on the host that complains; mend DNS or /etc/hosts there, or use the numeric address in "
+    "MASTER_ADDR / --master-addr / --rdzv-endpoint"
+)
 
 READS = (
     Statement(r"gaierror: \[Errno -\d+\] (?P<why>[A-Z][\w ]*)", "a name does not resolve where {who} runs: {why}", _NAME.format(name="NAME"), 0.85),

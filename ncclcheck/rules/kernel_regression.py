@@ -30,7 +30,7 @@ from ncclcheck.model import Culprit, Finding, Run
 from ncclcheck.rules import _reading as reading
 
 READS = (
-    Clue("memlock", r"memlock[:= ]+(?P<bytes>unlimited|-1|no limit)"),
+    Clue("memlock-free", r"memlock[:= ]+(?P<bytes>unlimited|-1|no limit)"),
     Clue("memory-accounting", r"CmaTotal:\s+(?P<total>\d+) kB"),
     Clue("memory-accounting", r"CmaFree:\s+(?P<free>\d+) kB"),
     Clue("kernel", r"(?:uname -r: |^Linux \S+ )(?P<version>\d+\.\d+\.\d+\S*)"),
@@ -40,8 +40,9 @@ READS = (
 def check(run: Run) -> list[Finding]:
     """Registration refused where locked memory is unlimited, or where the kernel's own count of its memory is impossible."""
     refused = run.of("ib-memory")
-    limits = run.of("memlock")
-    free = not any(str(value).isdigit() for fact in limits for value in fact.fields.values())
+    known = [fact for fact in run.of("limit") if fact.get("name") == "memlock"]
+    limits = [*known, *run.of("memlock-free")]
+    free = all(fact.get("soft") == "unlimited" for fact in known)
     totals = {name: [fact for fact in run.of("memory-accounting") if name in fact.fields] for name in ("total", "free")}
     wrong = bool(totals["total"] and totals["free"]) and int(totals["free"][0].get("free")) > int(totals["total"][0].get("total"))
     if not refused or not free or not (limits or wrong):
@@ -57,9 +58,6 @@ def check(run: Run) -> list[Finding]:
             Culprit(hosts=hosts or None),
             0.85 if wrong else 0.7,
             reading.quote(refused[0], *limits[:1], *totals["free"][:1], *kernels[:1]),
-            (
-                "uname -r   # boot the previous kernel (or a newer one) on that host and compare; with CmaFree above CmaTotal: boot with kho=off; grep "
-                "Cma /proc/meminfo"
-            ),
+            "uname -r; grep Cma /proc/meminfo   # boot another kernel on that host and compare; with CmaFree above CmaTotal: boot with kho=off",
         )
     ]

@@ -146,7 +146,7 @@ READS = (
         0.95,
     ),
     Statement(
-        r"Error in memory profiling\. Initial free memory (?P<before>[\d.]+)[^,]*, current free memory (?P<after>[\d.]+)",
+        r"Error in memory profiling\. Initial free memory (?P<before>[\d.]{1,20})[^,]{0,20}, current free memory (?P<after>[\d.]+)",
         "another process freed GPU memory while vLLM measured it ({before}, then {after} free)",
         f"{_HELD}; start engines that share a GPU one after the other, or give --kv-cache-memory-bytes",
         0.9,
@@ -189,7 +189,7 @@ READS = (
         0.93,
     ),
     Statement(
-        r"Not enough GPU memory for (?P<what>[\w ]*cache)",
+        r"Not enough GPU memory for (?P<what>[\w ]{0,40}cache)",
         "the weights leave no memory for the {what}",
         f"{_HELD}; then {_ROOM}",
         0.93,

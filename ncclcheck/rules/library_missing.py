@@ -53,8 +53,7 @@ READS = (
     Statement(
         r"(?:Import|OS)Error: (?P<library>(?!libcuda\.so|libnvidia-ml)[\w.+/-]+\.so[\w.]*): cannot open shared object file",
         "{who} cannot load {library}: it is not there",
-        COPY
-        + "install the package that holds {library} (libnccl: pip install nvidia-nccl-cu12, or VLLM_NCCL_SO_PATH), or add its folder to LD_LIBRARY_PATH",
+        COPY + "install what holds {library} (libnccl: pip install nvidia-nccl-cu12, or VLLM_NCCL_SO_PATH), or add its folder to LD_LIBRARY_PATH",
         0.93,
     ),
     Statement(
@@ -64,7 +63,7 @@ READS = (
         0.93,
     ),
     Statement(
-        r"(?:ImportError|OSError|AttributeError|symbol lookup error): .*undefined symbol: (?P<symbol>\w+)",
+        r"(?:ImportError|OSError|AttributeError|symbol lookup error): .*undefined symbol: (?P<symbol>(?!nvml)\w+)",
         "{who} loads the wrong copy of a library: the symbol {symbol} is not in it",
         COPY + "unset LD_LIBRARY_PATH LD_PRELOAD, or pip install the builds that belong together (torch, nvidia-nccl-cu12, the extension)",
         0.92,

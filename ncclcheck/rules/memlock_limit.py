@@ -25,7 +25,7 @@ Spares
 
 from __future__ import annotations
 
-from ncclcheck.evidence._reads import Clue, Statement
+from ncclcheck.evidence._reads import Statement
 from ncclcheck.model import Culprit, Finding, Run
 from ncclcheck.rules import _reading as reading
 
@@ -33,23 +33,23 @@ EXPLAINS = ("rank_died_exception", "peer_reset")
 
 REMEDY = (
     "ulimit -l in the job itself must say unlimited: docker run --ulimit memlock=-1; LimitMEMLOCK=infinity in the unit of containerd, dockerd or "
-    "slurmd, then restart it; '* - memlock unlimited' in /etc/security/limits.conf; --cap-add IPC_LOCK"
+    "slurmd, then restart it; '* - memlock unlimited' in /etc/security/limits.conf; --cap-add IPC_LOCK; "
+    "where it is unlimited already: unset NCCL_BUFFSIZE, then another kernel"
 )
 
 READS = (
     Statement(r"[Ss]et max locked memory \(ulimit -l\) to 'unlimited' \(current: (?P<limit>[^)]*)\)", "{who} may lock only {limit}", REMEDY, 0.95),
     Statement(r"RLIMIT_MEMLOCK is (?P<limit>\d+) bytes", "{who} may lock only {limit} bytes of memory", REMEDY, 0.85),
-    Clue("memlock", r"[Mm]ax locked memory\s+(?P<bytes>\d+|unlimited)\s+\w"),
-    Clue("memlock", r"max locked memory\s+\(kbytes, -l\) (?P<kbytes>\d+|unlimited)"),
 )
 
 
 def check(run: Run) -> list[Finding]:
     """Registration refused for want of memory, and a limit that is known and small, or not known."""
     refused = run.of("ib-memory")
-    limits = run.of("memlock")
-    small = [fact for fact in limits if "unlimited" not in fact.fields.values()]
-    if not refused or (limits and not small) or run.of("memory-accounting"):
+    limits = [fact for fact in run.of("limit") if fact.get("name") == "memlock"]
+    small = [fact for fact in limits if fact.get("soft") != "unlimited"]
+    free = bool(limits or run.of("memlock-free")) and not small
+    if not refused or free or run.of("memory-accounting"):
         return []
     hosts = list(dict.fromkeys(fact.host for fact in refused if fact.host))
     title = f"memory cannot be registered with the network device ({refused[0].get('call')}): too little may be locked"

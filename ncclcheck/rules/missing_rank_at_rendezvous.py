@@ -23,12 +23,18 @@ Blames
     => 1
 
 Blames
-    log a.log: RuntimeError: Timed out initializing process group in store based barrier on rank: 0, for key: store_based_barrier_key:1 (world_size=2, worker_count=1, timeout=0:30:00)
+    log a.log: RuntimeError: Timed out initializing process group in store based barrier on rank: 0, for key: store_based_barrier_key:1 \
+(world_size=2, worker_count=1, timeout=0:30:00)
     => 1
 
 Blames
     log a.log: RuntimeError: [Rank 0]: Ranks 1, 3 failed to pass monitoredBarrier in 60000 ms
     => 1 3
+
+Blames
+    log rank2.log: [W socket.cpp:764] [c10d] The client socket has failed to connect to [gpu-1]:29500 (errno: 111 - Connection refused).
+    log rank2.log: torch.distributed.DistNetworkError: The client socket has failed to connect to any network address of (gpu-1, 29500).
+    => 0
 
 Blames
     log node-a.log: torch.distributed.elastic.rendezvous.api.RendezvousTimeoutError
@@ -38,8 +44,17 @@ Blames
     log a.log: ssh: connect to host gpu-9 port 22: Connection refused
     => gpu-9
 
+Blames
+    log a.log: Warning  FailedScheduling  2m  default-scheduler  0/4 nodes are available: 4 Insufficient nvidia.com/gpu.
+    => -
+
+Blames
+    log a.log: train-worker-3   0/1     ImagePullBackOff   0          12m
+    => train-worker-3
+
 Spares
-    log a.log: RuntimeError: Timed out initializing process group in store based barrier on rank: 0, for key: store_based_barrier_key:1 (world_size=2, worker_count=1, timeout=0:30:00)
+    log a.log: RuntimeError: Timed out initializing process group in store based barrier on rank: 0, for key: store_based_barrier_key:1 \
+(world_size=2, worker_count=1, timeout=0:30:00)
     log rank1.log: [rank1]: Traceback (most recent call last):
     log rank1.log: [rank1]: KeyError: 'labels'
 
@@ -53,8 +68,9 @@ from ncclcheck.model import Culprit, Evidence, Fact, Finding, Run
 from ncclcheck.rules import _reading as reading
 
 MOST_RANKS = 1 << 16
+REFUSED, NOT_LOCAL = 111, 99  # errno; the second is what [::1] gives where IPv6 is off
 _REMEDY = (
-    "look at the rank that is missing, not at those that wait: was it started (ps -ef | grep train on its node), and what is the last line of its own log? "
+    "look at the rank that is missing, not at those that wait: was it started (ps -ef on its node), and what is the last line of its log? "
     "start it with its own --node-rank and the same --nnodes, --nproc-per-node and --master-addr; py-spy dump --pid PID if it runs; "
     "nc -vz MASTER_ADDR MASTER_PORT from there must connect; WORLD_SIZE must be the number of processes that you start"
 )
@@ -63,13 +79,26 @@ _SPOKE = ("error", "error-line", "arrived", "joined", "store-wait", "init", "boo
 
 READS = (
     Statement(r"RendezvousTimeoutError", "fewer nodes than announced came to torchrun's rendezvous in time", _REMEDY, 0.75, "nobody"),
+    Statement(
+        r"\d+/\d+ nodes are available: (?P<why>[^.]*)",
+        "Kubernetes cannot place a pod of the job, so its ranks never start: {why}",
+        "kubectl describe pod POD; kubectl get nodes -o wide   # free the resource that it names, or ask for less",
+        0.85,
+        "nobody",
+    ),
+    Statement(
+        r"^(?P<host>[a-z0-9][a-z0-9.-]*) +0/\d+ +(?P<state>Pending|ImagePullBackOff|ErrImagePull|CrashLoopBackOff|Init:\S+|ContainerCreating) ",
+        "the pod {host} does not run ({state}), so its ranks never came",
+        "kubectl describe pod {host}; kubectl logs {host} --previous",
+        0.8,
+    ),
     Statement(r"ssh: connect to host (?P<host>\S+) port \d+: ", "the launcher cannot log in to {host}, so nothing was started there", _REMEDY, 0.85),
 )
 
 
 def check(run: Run) -> list[Finding]:
     """Missing nodes at roll call, a node 0 that does not listen, ranks that never announced themselves, or clients that never joined."""
-    return [*_nodes(run), *_node0(run), *_ranks(run), *_clients(run), *_barrier(run)]
+    return [*_nodes(run), *_node0(run), *_ranks(run), *_clients(run), *_barrier(run), *_store(run)]
 
 
 def _clients(run: Run) -> list[Finding]:
@@ -92,6 +121,19 @@ def _clients(run: Run) -> list[Finding]:
     title = f"{who} never came: {there} of {expected} joined" if sure else f"{expected - there} of {expected} ranks never came to the rendezvous"
     culprit = Culprit(ranks=missing if sure else None, hosts=hosts or None)
     return [Finding("missing-rank-at-rendezvous", title, culprit, 0.88 if sure else 0.75, reading.quote(*short[:6]), _REMEDY, time=last.time)]
+
+
+def _store(run: Run) -> list[Finding]:
+    """Every rank is refused at the master address: rank 0, which is to listen there, said nothing at all."""
+    refused = run.of("store-connect")
+    codes = {fact.get("errno") for fact in refused if fact.get("errno")} - {NOT_LOCAL}
+    named = [fact for fact in refused if fact.get("address")]
+    spoke = {fact.rank for kind in _SPOKE for fact in run.of(kind)}
+    if codes != {REFUSED} or not named or 0 in spoke or run.of("joined") or run.of("unresolved") or reading.own_errors(run) or run.of("says"):
+        return []
+    where = f"{named[0].get('address')}:{named[0].get('port')}"
+    title = f"rank 0 never came: nothing listens at the master address {where} (or that is not node 0's address and port)"
+    return [Finding("missing-rank-at-rendezvous", title, Culprit(ranks=[0]), 0.6, reading.quote(*refused[:6]), _REMEDY, time=named[0].time)]
 
 
 def _host(run: Run, rank: int, world: int) -> str | None:

@@ -23,6 +23,11 @@ Blames
 Waited 600s
     => -
 
+Blames
+    rank 0 @ a: init, barrier...
+    rank 1 @ b: init | stack safetensors_weights_iterator (vllm/model_executor/model_loader/weight_utils.py:812)
+    => 1
+
 Spares
     log a.log: (Worker_TP0 pid=71) INFO 03-02 10:00:30 [default_loader.py:268] Loading weights took 29.10 seconds
     log a.log: (Worker_TP1 pid=72) INFO 03-02 10:00:40 [default_loader.py:268] Loading weights took 39.10 seconds
@@ -35,10 +40,17 @@ Spares
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
-from ncclcheck.evidence._reads import Statement
+from ncclcheck.evidence._reads import Clue
 from ncclcheck.model import Culprit, Evidence, Fact, Finding, Run
+from ncclcheck.rules import _reading as reading
+
+EXPLAINS = ("rank_stuck_in_python", "slow_rank")
+
+_LOADER = re.compile(r"weights_iterator|model_loader/|load_weights|weight_utils\.py")
+_MEETS = re.compile(r"distributed_c10d\.py|all_reduce|all_gather|broadcast|barrier")
 
 LONG = 60.0  # seconds that a rank needed while others still load: longer than any start-up noise
 SEVERAL_TIMES = 3.0  # how much longer than the quickest rank is not the same work any more
@@ -53,7 +65,21 @@ _DISK = (
 
 def check(run: Run) -> list[Finding]:
     """Ranks that are still loading long after others ended, that took several times longer, or a pace that will take hours."""
-    return [] if run.of("served") else [*_behind(run), *_longest(run), *_pace(run)]
+    return [] if run.of("served") else [*_reading(run), *_behind(run), *_longest(run), *_pace(run), *_late(run)]
+
+
+def _reading(run: Run) -> list[Finding]:
+    """Ranks whose stack stands in an engine's loader of weights, and not in a collective."""
+    stacks = [
+        fact
+        for fact in run.of("stack")
+        if fact.rank is not None and _LOADER.search(text := "\n".join(fact.get("frames", ()))) and not _MEETS.search(text)
+    ]
+    ranks = sorted({fact.rank for fact in stacks if fact.rank is not None})
+    if not ranks or len(ranks) == run.world_size:
+        return []
+    title = f"{_named(run, stacks)} still read{'s' * (len(ranks) == 1)} the model's weights, and the others wait"
+    return [Finding("model-load-slow", title, run.blame(ranks), 0.75, reading.quote(*stacks[:8]), _DISK)]
 
 
 def _behind(run: Run) -> list[Finding]:
@@ -88,6 +114,15 @@ def _pace(run: Run) -> list[Finding]:
     return [_finding(run, title, 0.65, [pace[-1]], [])] if done < files else []
 
 
+def _late(run: Run) -> list[Finding]:
+    """What vLLM itself supposes; a stack knows better."""
+    late = run.of("engine-late")
+    if not late or run.of("stack"):
+        return []
+    title = f"the engine was not ready after {late[0].get('seconds')} s, and says that slow loading is the usual reason"
+    return [_finding(run, title, 0.55, late[:1], [])]
+
+
 def _finding(run: Run, title: str, confidence: float, quoted: Sequence[Fact], slow: Sequence[Fact]) -> Finding:
     evidence: list[Evidence] = [fact.source for fact in quoted if fact.source][:8]
     ranks = sorted({fact.rank for fact in slow if fact.rank is not None})
@@ -109,12 +144,4 @@ def _named(run: Run, facts: Sequence[Fact]) -> str:
     return run.name(ranks[0]) if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks[:8]))}"
 
 
-READS = (
-    Statement(
-        r"Timed out waiting for engine core processes to start\. .*?Waited (?P<seconds>\d+)s",
-        "the engine was not ready after {seconds} s, and says that slow loading is the usual reason",
-        f"export VLLM_ENGINE_READY_TIMEOUT_S=3600; {_DISK}",
-        0.55,
-        blames="nobody",
-    ),
-)
+READS = (Clue("engine-late", r"Timed out waiting for engine core processes to start\. .{0,200}?Waited (?P<seconds>\d+)s"),)

@@ -133,7 +133,7 @@ def check(run: Run) -> list[Finding]:
 READS = (
     Block(r"Error executing method '?load_model", _load_failed),
     Statement(
-        r"(?:Invalid repository ID or local directory specified:|Repo id must be in the form .*:) '(?P<model>[^']+)'",
+        r"(?:Invalid repository ID or local directory specified:|Repo id must be in the form .{0,300}?:) '(?P<model>[^']+)'",
         "this node has no model {model}",
         _COPY,
         blames="host",
@@ -166,7 +166,8 @@ READS = (
         blames="host",
     ),
     Statement(
-        r"No such file or directory: ['\"](?P<model>/[^'\"]*(?:\.(?:safetensors|gguf|safetensors\.index\.json)|/config\.json|/pytorch_model[^'\"]*\.bin))['\"]",
+        r"No such file or directory: ['\"](?P<model>/[^'\"]*"
+        r"(?:\.(?:safetensors|gguf|safetensors\.index\.json)|/config\.json|/pytorch_model[^'\"]*\.bin))['\"]",
         "this node lacks {model}",
         "ls -lL {model} on every node; copy what is missing, or use the same path on a shared file system",
         blames="host",
@@ -178,7 +179,7 @@ READS = (
         blames="host",
     ),
     Statement(
-        r"cannot find the (?:appropriate snapshot folder|requested files)[^.]* (?:on|in) the local (?:disk|cache)",
+        r"cannot find the (?:appropriate snapshot folder|requested files)[^.]{0,80} (?:on|in) the local (?:disk|cache)",
         "this node has no copy of the model, and cannot reach the hub",
         _DOWNLOAD,
         blames="host",
@@ -186,7 +187,7 @@ READS = (
     Statement(
         r"Repository Not Found for url: \S*?/(?:api/models/)?(?P<model>[\w.-]+/[\w.-]+)/(?:tree|resolve|revision)/",
         "the hub has no model {model} (or shows it only with a token), and this node has no copy",
-        "check the name; export HF_TOKEN=TOKEN on every node where it is private; or copy the model to the same path on every node and name that path",
+        "check the name; export HF_TOKEN=TOKEN on every node where it is private; or copy the model to the same path on every node",
         0.85,
         blames="host",
     ),

@@ -3,38 +3,28 @@
 Small messages get through, so ranks find each other and small collectives work; the first large one hangs.
 
 Blames
-    fact interface @ a name=eth0 mtu=9000
-    fact interface @ b name=eth0 mtu=1500
+    fact interface @ a interface=eth0 mtu=9000
+    fact interface @ b interface=eth0 mtu=1500
     => a b
 
 Blames
-    log a.log: ping: local error: message too long, mtu=1500
-    log a.log: From 10.0.0.254 icmp_seq=1 Frag needed and DF set (mtu = 1450)
-    => -
+    fact mtu-limit @ a mtu=1450
+    => a
 
 Spares
-    fact interface @ a name=eth0 mtu=1500
-    fact interface @ b name=eth0 mtu=1500
-    fact interface @ b name=lo mtu=65536
+    fact interface @ a interface=eth0 mtu=1500
+    fact interface @ b interface=eth0 mtu=1500
+    fact interface @ b interface=lo mtu=65536
 """
 
 from __future__ import annotations
 
-from ncclcheck.evidence._reads import Statement
 from ncclcheck.model import Culprit, Finding, Run
 from ncclcheck.rules import _reading as reading
 
-REMEDY = "ip link set dev <interface> mtu 1500   # the same on every node and not more than switches and tunnels carry; test: ping -M do -s 8972 <peer>; ibv_devinfo | grep active_mtu"
-
-READS = (
-    Statement(r"local error: message too long, mtu=(?P<mtu>\d+)", "packets larger than {mtu} bytes do not leave this host", REMEDY, 0.7, "host"),
-    Statement(
-        r"Frag(?:mentation)? needed and DF set \(mtu = (?P<mtu>\d+)\)",
-        "the network between the hosts carries at most {mtu} bytes",
-        REMEDY,
-        0.85,
-        "nobody",
-    ),
+REMEDY = (
+    "ip link set dev <interface> mtu 1500   # the same on every node, and not more than switches and tunnels carry; "
+    "test: ping -M do -s 8972 <peer>; ibv_devinfo | grep active_mtu"
 )
 
 
@@ -42,14 +32,25 @@ def check(run: Run) -> list[Finding]:
     """An interface that NCCL uses, or that bears one name on several hosts, with different MTUs."""
     used = {fact.get("interface") for fact in run.of("bootstrap")}
     facts = [
-        fact for fact in run.of("interface") if fact.host and fact.get("mtu") and (not used or fact.get("name") in used) and fact.get("name") != "lo"
+        fact
+        for fact in run.of("interface")
+        if fact.host and fact.get("mtu") and (not used or fact.get("interface") in used) and fact.get("interface") != "lo"
     ]
-    result = []
-    for name in dict.fromkeys(fact.get("name") for fact in facts):
-        sizes = {fact.host: fact for fact in facts if fact.get("name") == name}
+    result = _limited(run)
+    for name in dict.fromkeys(fact.get("interface") for fact in facts):
+        sizes = {fact.host: fact for fact in facts if fact.get("interface") == name}
         if len({fact.get("mtu") for fact in sizes.values()}) > 1:
             said = ", ".join(f"{fact.get('mtu')} on {host}" for host, fact in sizes.items())
             title = f"the MTU of {name} differs: {said}"
             culprit = Culprit(hosts=[host for host in sizes if host], interface=str(name))
             result.append(Finding("mtu-mismatch", title, culprit, 0.7, reading.quote(*sizes.values()), REMEDY))
     return result
+
+
+def _limited(run: Run) -> list[Finding]:
+    facts = run.of("mtu-limit")
+    if not facts:
+        return []
+    hosts = list(dict.fromkeys(fact.host for fact in facts if fact.host))
+    title = f"packets larger than {facts[0].get('mtu')} bytes do not get through"
+    return [Finding("mtu-mismatch", title, Culprit(hosts=hosts or None), 0.75, reading.quote(*facts[:4]), REMEDY)]

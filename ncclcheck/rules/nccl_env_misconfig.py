@@ -54,20 +54,20 @@ Spares
 
 from __future__ import annotations
 
+import re
+
 from ncclcheck.evidence._reads import Statement
 from ncclcheck.model import Culprit, Fact, Finding, Run
 from ncclcheck.rules import _reading as reading
 
 EXPLAINS = ("memlock_limit", "kernel_regression", "peer_reset", "rank_died_exception")
 
-MUST_AGREE = frozenset(
-    f"NCCL_{name}"
-    for name in (
-        "ALGO PROTO NET NET_PLUGIN IB_DISABLE BUFFSIZE LL_BUFFSIZE LL128_BUFFSIZE NTHREADS MIN_NCHANNELS MAX_NCHANNELS MIN_CTAS MAX_CTAS MIN_NRINGS "
-        "MAX_NRINGS NCHANNELS_PER_NET_PEER COLLNET_ENABLE NVLS_ENABLE MNNVL_ENABLE NSOCKS_PERTHREAD SOCKET_NTHREADS IB_QPS_PER_CONNECTION "
-        "IB_SPLIT_DATA_ON_QPS NET_SHARED_BUFFERS P2P_NET_CHUNKSIZE COMM_ID CROSS_NIC PXN_DISABLE SOCKET_FAMILY"
-    ).split()
+MUST_AGREE = re.compile(
+    r"NCCL_(?:ALGO|PROTO|NET|NET_PLUGIN|NET_SHARED_BUFFERS|IB_DISABLE|IB_QPS_PER_CONNECTION|IB_SPLIT_DATA_ON_QPS|NTHREADS|COMM_ID|CROSS_NIC|PXN_DISABLE"
+    r"|(?:LL_|LL128_)?BUFFSIZE|P2P_NET_CHUNKSIZE|(?:MIN|MAX)_(?:NCHANNELS|CTAS|NRINGS)|NCHANNELS_PER_NET_PEER|(?:COLLNET|NVLS|MNNVL)_ENABLE"
+    r"|NSOCKS_PERTHREAD|SOCKET_NTHREADS|SOCKET_FAMILY)"
 )
+"""What all ranks must set alike: it decides what they send, and over what."""
 LARGE_BUFFER = 256 << 20  # bytes; the default is 4 MiB, and each channel of each peer has its own
 
 READS = (
@@ -106,10 +106,9 @@ READS = (
 def check(run: Run) -> list[Finding]:
     """Settings that ranks must share and do not, and a buffer too large to be registered."""
     settings = [fact for fact in run.of("setting") if str(fact.get("name", "")).startswith("NCCL_")]
+    names = sorted({name for fact in settings if MUST_AGREE.fullmatch(name := str(fact.get("name")))})
     speakers = list(dict.fromkeys(fact.host for fact in settings if fact.host))
-    result = [
-        finding for name in sorted(MUST_AGREE) for finding in _differing(name, [fact for fact in settings if fact.get("name") == name], speakers)
-    ]
+    result = [finding for name in names for finding in _differing(name, [fact for fact in settings if fact.get("name") == name], speakers)]
     large = [f for f in settings if f.get("name") == "NCCL_BUFFSIZE" and isinstance(f.get("value"), int) and f.get("value") >= LARGE_BUFFER]
     refused = run.of("ib-memory")
     if large and refused:
@@ -142,5 +141,5 @@ def _differing(name: str, facts: list[Fact], speakers: list[str]) -> list[Findin
         ]
     if values and silent:
         title = f"{name} is set to {next(iter(values))} on {', '.join(told)} and not on {', '.join(silent)}"
-        return [Finding("nccl-env-misconfig", title, Culprit(hosts=told), 0.6, reading.quote(*facts), remedy)]
+        return [Finding("nccl-env-misconfig", title, Culprit(hosts=told), 0.45, reading.quote(*facts), remedy)]
     return []

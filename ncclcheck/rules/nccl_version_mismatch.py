@@ -96,11 +96,18 @@ def check(run: Run) -> list[Finding]:
     facts = [fact for version, fact in single if version == odd]
     others = [next(fact for version, fact in single if version == other) for other in counts if other != odd]
     hosts = list(dict.fromkeys(fact.host for fact in facts if fact.host))
-    if hosts and all(fact.host in hosts for fact in others):
-        hosts = []
+    apart = not any(fact.host in hosts for fact in others)  # on one host they may belong to different jobs
+    hosts = hosts if apart else []
     ranks = sorted({fact.rank for fact in facts if fact.rank is not None}) if not hosts else []
     where = f" ({odd} on {', '.join(hosts)})" if hosts else ""
     title = f"ranks load different NCCL versions: {', '.join(sorted(counts))}{where}"
     return [
-        Finding("nccl-version-mismatch", title, Culprit(ranks=ranks or None, hosts=hosts or None), 0.92, reading.quote(facts[0], *others), REMEDY)
+        Finding(
+            "nccl-version-mismatch",
+            title,
+            Culprit(ranks=ranks or None, hosts=hosts or None),
+            0.92 if apart else 0.55,
+            reading.quote(facts[0], *others),
+            REMEDY,
+        )
     ]

@@ -9,6 +9,10 @@ Blames
     => node-a
 
 Blames
+    log a.log: node-a:311:405 [0] create_nccl_ofi_component:459 NCCL WARN NET/OFI Couldn't open AV. RC: -22, ERROR: Invalid argument
+    => node-a
+
+Blames
     log a.log: node-a:311:405 [0] plugin/net.cc:240 NCCL WARN Failed to initialize any NET plugin
     => node-a
 
@@ -39,14 +43,24 @@ OFI = (
 )
 
 READS = (
-    Statement(r"NCCL WARN NET/OFI (?P<text>\S.{0,120})", "the EFA/OFI network plugin fails on {who}: {text}", OFI, 0.85, "host"),
+    Statement(
+        r"NET/OFI (?P<text>Unable to find a protocol that worked|Request completed with error.{0,80}|.{0,40}initialization failed)",
+        "the EFA/OFI network plugin fails on {who}: {text}",
+        OFI,
+        0.87,
+        "host",
+    ),
+    Statement(
+        r"NCCL WARN NET/OFI (?!Unable to find a protocol|Request completed|.{0,40}initialization failed)(?P<text>\S.{0,120})",
+        "the EFA/OFI network plugin complains on {who}: {text}",
+        OFI,
+        0.65,
+        "host",
+    ),
     Statement(
         r"NCCL WARN (?:NET/)?(?P<plugin>FastSocket|GPUDirectTCPX|TCPX|FasTrak|gIB|SHARP|IBext|UCX|MLNX)\w*\b ?:? ?(?P<text>.{0,120})",
         "the network plugin {plugin} fails on {who}: {text}",
-        (
-            "export NCCL_NET_PLUGIN=none NCCL_NET=Socket   # to prove it; then install the plugin's release for this NCCL and start its helper on every "
-            "node"
-        ),
+        "export NCCL_NET_PLUGIN=none NCCL_NET=Socket   # to prove it; then install the plugin's release for this NCCL, and start its helper",
         0.75,
         "host",
     ),

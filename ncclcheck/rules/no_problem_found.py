@@ -1,7 +1,8 @@
 """The report shows a job that ran to its end, or serves, and no symptom anywhere.
 
 Blames
-    log a.log: [I] torch/distributed/elastic/agent/server/api.py:933] [default] worker group successfully finished. Waiting 300 seconds for other agents to finish.
+    log a.log: [I] torch/distributed/elastic/agent/server/api.py:933] [default] worker group successfully finished. Waiting 300 seconds for \
+other agents to finish.
     => -
 
 Spares
@@ -20,7 +21,6 @@ _SYMPTOMS = (
     *(
         "says",
         "fail",
-        "engine-error",
         "error",
         "timeout",
         "position",

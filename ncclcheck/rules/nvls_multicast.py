@@ -1,7 +1,7 @@
 """NVLink SHARP (NVLS, multicast memory in the NVSwitches) cannot be set up.
 
 Blames
-    log a.log: [2026-03-02 10:00:00] node-a:311:405 [1] transport/nvls.cc:254 NCCL WARN Cuda failure 401 'the operation cannot be performed in the
+    log a.log: node-a:311:405 [1] transport/nvls.cc:254 NCCL WARN Cuda failure 401 'the operation cannot be performed in the present state'
     => node-a
 
 Blames

@@ -44,6 +44,8 @@ Spares
 
 from __future__ import annotations
 
+import re
+
 from ncclcheck.evidence._reads import Statement
 from ncclcheck.model import Culprit, Fact, Finding, Run
 from ncclcheck.rules import _reading as reading
@@ -53,7 +55,11 @@ REMEDY = (
     "BIOS or with setpci); no iommu=on, VT-d or AMD-Vi on bare metal, or iommu=pt; update the NVIDIA driver"
 )
 CONSUMER = ("GeForce", "RTX 4090", "RTX 3090", "RTX 5090", "RTX A", "RTX 6000", "TITAN", "RTX PRO")
-OUTCOMES = ("left", "aborted", "ended", "error", "traceback", "exit", "says", "connect", "reset", "nccl-tests-row", "oom-kill", "xid", "ib-error")
+SILENCE = re.compile(
+    r"nccl-version|pynccl|cuda-driver|bootstrap|ib-devices|ib-none|net|init|setting|via|device|world|(?:torch|vllm)-version|driver|interposer|memlock"
+    r"|limit|shm|gpu|topology|interface|route|kernel|timeout|position|collective-stack|stack|state"
+)
+"""What may be there besides: facts that say nothing of how the job went on."""
 
 READS = (
     Statement(
@@ -80,7 +86,7 @@ READS = (
 
 def check(run: Run) -> list[Finding]:
     """One host, its communicator complete over P2P (or nccl-tests begun on consumer cards), and then no word of anything."""
-    if any(run.of(kind) for kind in OUTCOMES) or run.dumps:
+    if run.dumps or any(not SILENCE.fullmatch(fact.kind) for fact in run.facts):
         return []
     facts = _silent_after_init(run) or _silent_table(run)
     hosts = {fact.host for fact in facts}

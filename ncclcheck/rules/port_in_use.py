@@ -9,11 +9,13 @@ Blames
     => node0
 
 Blames
-    log node-a.log: torch.distributed.DistNetworkError: The server socket has failed to listen on any local network address. port: 29500, useIpv6: false, code: -98, name: EADDRINUSE, message: address already in use
+    log node-a.log: torch.distributed.DistNetworkError: The server socket has failed to listen on any local network address. port: 29500, \
+useIpv6: false, code: -98, name: EADDRINUSE, message: address already in use
     => node-a
 
 Blames
-    log node-a.log: [rank0]: RuntimeError: The server socket has failed to listen on any local network address. The server socket has failed to bind to [::]:29500 (errno: 98 - Address already in use).
+    log node-a.log: [rank0]: RuntimeError: The server socket has failed to listen on any local network address. The server socket has \
+failed to bind to [::]:29500 (errno: 98 - Address already in use).
     => 0
 
 Blames
@@ -34,6 +36,10 @@ Blames
 
 Blames
     log a.log: [W TCPStore.cpp:308] [c10d] Miscellaneous client with incorrect VALIDATE query is detected
+    => -
+
+Blames
+    log a.log: ConnectionError: Tried to launch distributed communication on port `29500`, but another process is utilizing it.
     => -
 
 Spares
@@ -77,6 +83,13 @@ READS = (
         r"(?:Error: |\] )Address already in use$", "a port is already in use where {who} wants to listen", _REMEDY.replace("{port}", "PORT"), 0.9
     ),
     Statement(r"[Pp]ort (?P<port>\d+) is (?:already )?in use", "port {port} is already in use where {who} wants to listen", _REMEDY, 0.85),
+    Statement(
+        r"Tried to launch distributed communication on port `(?P<port>\d+)`, but another process",
+        "port {port} is already in use where the job was launched",
+        _REMEDY,
+        0.95,
+        "host",
+    ),
     Statement(
         r"Miscellaneous client with(?:out| incorrect) VALIDATE query",
         "something that is not torch talks to the port of the store",

@@ -56,7 +56,8 @@ def _mute(run: Run) -> list[Finding]:
     found = waits.of(run)
     ended = {fact.rank for kind in ("exit", "gone", "left", "zombie", "oom-kill", "error") for fact in run.of(kind)}
     here = [fact for kind in ("state", "stack") for fact in run.of(kind) if fact.rank in found.absent]
-    if not run.dumps or len(found.absent) != 1 or not here or found.absent[0] in ended:
+    dumped = {dump.rank for dump in run.dumps}
+    if not dumped or len(found.absent) != 1 or not here or found.absent[0] in ended or not set(found.waiting) <= dumped:
         return []
     rank = found.absent[0]
     wait = found.of(rank)

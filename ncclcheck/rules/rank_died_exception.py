@@ -19,7 +19,8 @@ Blames
 
 Blames
     log node-a/rank0.log: [rank0]: Traceback (most recent call last):
-    log node-a/rank0.log: [rank0]: torch.distributed.DistBackendError: NCCL error in: NCCLUtils.cpp:94, remote process exited or there was a network error
+    log node-a/rank0.log: [rank0]: torch.distributed.DistBackendError: NCCL error in: NCCLUtils.cpp:94, remote process exited or there was \
+a network error
     log node-b/rank3.log: [rank3]: Traceback (most recent call last):
     log node-b/rank3.log: [rank3]:   File "/home/me/data.py", line 8, in load
     log node-b/rank3.log: [rank3]: IndexError: list index out of range
@@ -34,7 +35,7 @@ Spares
     log a.log: [rank0]: torch.distributed.DistStoreError: wait timeout after 15000ms, keys: /default_pg/0//cuda//0
 """
 
-from ncclcheck.model import Fact, Finding, Run
+from ncclcheck.model import Culprit, Fact, Finding, Run
 from ncclcheck.rules import _reading as reading
 
 EXPLAINS = ("rank_stuck_in_python", "rank_exited_early", "network_unreachable", "peer_reset")
@@ -42,15 +43,13 @@ EXPLAINS = ("rank_stuck_in_python", "rank_exited_early", "network_unreachable", 
 
 def check(run: Run) -> list[Finding]:
     """The first rank whose error is its own, and those that raised the same."""
-    if run.of("engine-error"):
-        return []
     own = reading.own_errors(run)
     if not own:
         return _silent(run)
     first = own[0]
     same = [fact for fact in own if reading.error(fact) == reading.error(first)]
     ranks = sorted({fact.rank for fact in same if fact.rank is not None})
-    hosts = list(dict.fromkeys(fact.host for fact in same if fact.host))
+    hosts = list(dict.fromkeys(fact.host for fact in same if fact.host)) or [host for host in run.hosts(ranks) if host]
     who = ", ".join(run.name(rank) for rank in ranks[:4]) or (hosts[0] if hosts else "a process")
     where = f" in {first.get('where')}" if first.get("where") else ""
     logs = [fact for fact in run.of("traceback") if fact.rank in ranks]
@@ -59,7 +58,7 @@ def check(run: Run) -> list[Finding]:
         Finding(
             "rank-died-exception",
             f"{who} raised {reading.error(first)}{where}{place}",
-            run.blame(ranks),
+            Culprit(ranks=ranks or None, hosts=hosts or None) if run.sources else run.blame(ranks),
             _confidence(run, first),
             reading.quote(*(logs or same)),
             f"read the traceback of {f'rank {ranks[0]}' if ranks else who} on {first.host or 'its host'} and mend what it names "

@@ -1,7 +1,8 @@
 """A rank ran out of GPU memory; the others wait for it or fail after it.
 
 Blames
-    log node-a/rank2.log: [rank2]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.15 GiB of which 3.01 GiB is free.
+    log node-a/rank2.log: [rank2]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of \
+79.15 GiB of which 3.01 GiB is free.
     => 2
 
 Blames

@@ -28,6 +28,7 @@ Blames
 Blames
     log fr_rank_0: {"pg_config": {"0": {"ranks": "[0, 1, 2]"}}, "pg_status": {"0": {"last_enqueued_collective": 9, "last_completed_collective": 7}}}
     log fr_rank_2: {"pg_config": {"0": {"ranks": "[0, 1, 2]"}}, "pg_status": {"0": {"last_enqueued_collective": 9, "last_completed_collective": 7}}}
+    log rank0.log: [rank0]: RuntimeError: [gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.3.4]:51234
     => 1
 
 Spares
@@ -84,9 +85,9 @@ def _silent(run: Run) -> list[Finding]:
     if len(found.absent) != 1 or found.absent[0] in told or found.of(found.absent[0]) is None:
         return []
     rank = found.absent[0]
-    if not run.dumps and rank not in missed and not resets:
-        return []  # a dead process leaves broken connections behind
-    signs = [rank in missed, bool(resets), len(looked_at) > 1]
+    signs = [rank in missed, bool(resets), bool(run.dumps) and len(looked_at) > 1]
+    if not any(signs):
+        return []  # its dump may only not be in the heap
     evidence = [*reading.quote(*([missed[rank]] if rank in missed else []), *resets[:3]), *_wait_lines(found, rank)]
     silence = "; it wrote no flight recorder's dump, though its peers did" if run.dumps else ""
     return [

@@ -139,40 +139,39 @@ def _versions(line: Line, following: Iterator[Line]) -> Iterator[Fact]:
 
 def check(run: Run) -> list[Finding]:
     """A refused version, or a placement group that Ray cannot give and why."""
+    return [*_other_version(run), *_placement(run)]
+
+
+def _other_version(run: Run) -> list[Finding]:
     result = []
     for fact in run.of("ray-versions"):
         title = f"the Ray cluster and a process that joins it have different versions: {fact.get('differing')}"
-        hosts = [fact.host] if fact.host else None
-        evidence = [fact.source] if fact.source else []
-        result.append(
-            Finding(
-                "ray-cluster-mismatch", title, Culprit(hosts=hosts), 0.95, evidence, "pip install ray==VERSION with the same Python on every node"
-            )
-        )
-    waits, short, pending = run.of("ray-waits"), run.of("ray-short"), run.of("ray-pending")
-    asks = [*pending, *waits, *short, *_infeasible(run)]
-    if not asks or _went_on(run):
-        return result
+        culprit = Culprit(hosts=[fact.host] if fact.host else None)
+        remedy = "the same image, or pip install ray==VERSION with the same Python, on every node; then " + _JOIN
+        result.append(Finding("ray-cluster-mismatch", title, culprit, 0.95, [fact.source] if fact.source else [], remedy))
+    return result
+
+
+def _placement(run: Run) -> list[Finding]:
+    waits, short, pending, refused = run.of("ray-waits"), run.of("ray-short"), run.of("ray-pending"), _infeasible(run)
+    if not (waits or short or pending or refused) or any(run.of(kind) for kind in ("world", "load-begun", "load-ended", "served")):
+        return []  # nothing was asked for, or it was given after all
     local, resources = run.of("ray-local"), run.of("ray-resources")
-    accelerators = {kind: count for fact in resources[-1:] for kind, count in fact.fields.items() if kind != "used"}
-    used = resources[-1].get("used") if resources else 0
-    others = [f"{count} {kind}" for kind, count in accelerators.items() if kind != "GPU"]
+    offered = resources[-1].fields if resources else {}
+    others = [f"{count} {kind}" for kind, count in offered.items() if kind not in ("GPU", "used")]
     if local and not run.of("ray-joined"):
         title = "the engine started a Ray instance of its own instead of joining the cluster's, and that one has too few GPUs"
         confidence = 0.9
-    elif accelerators:
-        title = (
-            f"Ray's cluster has {accelerators.get('GPU', 0)} GPUs"
-            + (f" (and {', '.join(others)})" if others else "")
-            + ", and the engine asks for more"
-        )
+    elif offered:
+        there = ", ".join([f"{offered.get('GPU', 0)} GPUs", *others])
+        title = f"Ray's cluster has {there} ({offered['used']} in use), and the engine asks for more than that leaves"
         confidence = 0.85 if pending or waits else 0.6
     else:
         title = "the engine waits for GPUs that no node of Ray's cluster offers: a node did not join, or its GPUs were not seen or are taken"
-        confidence = 0.85 if pending or _infeasible(run) else 0.75 if short else 0.6
-    remedy = _JOIN + (f"; a GPU that Ray takes for {others[0]} is corrected by --num-gpus=1 in ray start" if others else "")
-    evidence = [fact.source for fact in [*local, *short, *pending, *resources, *_infeasible(run), *waits[-1:]] if fact.source]
-    return [*result, Finding("ray-cluster-mismatch", title, Culprit(), confidence, evidence, remedy)]
+        confidence = 0.85 if pending or refused else 0.75 if short else 0.6
+    remedy = _JOIN + (f"; a GPU that Ray takes for something else ({others[0]}) is told to it by --num-gpus=N in ray start" if others else "")
+    evidence = [fact.source for fact in [*local, *short, *pending, *resources, *refused, *waits[-1:]] if fact.source]
+    return [Finding("ray-cluster-mismatch", title, Culprit(), confidence, evidence, remedy)]
 
 
 def _infeasible(run: Run) -> Sequence[Fact]:
@@ -182,15 +181,10 @@ def _infeasible(run: Run) -> Sequence[Fact]:
     return [fact for fact, node in requests if re.search(r"'[A-Z]PU'", str(fact.get("request"))) and (node is None or node[1] in heads)]
 
 
-def _went_on(run: Run) -> bool:
-    """Whether ranks were placed after all."""
-    return any(run.of(kind) for kind in ("world", "load-begun", "load-ended", "served"))
-
-
 READS = (
     Block(r"ersion mismatch: The cluster was started with", _versions),
     Statement(
-        r"Cannot provide a placement group (?:of|requiring) (?P<what>[^\[]*\[[^\]]*\]|\d+ GPUs)",
+        r"Cannot provide a placement group (?:of|requiring) (?P<what>placement_group_specs=|[\d.]+ \w+)",
         "Ray could not give the GPUs that the engine asks for",
         _JOIN,
         0.9,
@@ -233,7 +227,7 @@ READS = (
         blames="host",
     ),
     Statement(
-        r"Failed to connect to Ray cluster at address: (?P<address>[^\s,]+:\d+)",
+        r"Failed to connect to Ray cluster at address: (?P<address>[^\s,]{1,100}:\d+)",
         "Ray's head cannot be reached at {address}",
         "nc -vz HEAD 6379 from that node; the address must be the one of ray start --head --node-ip-address=HEAD; then " + _JOIN,
         0.85,
@@ -248,7 +242,7 @@ READS = (
     ),
     Statement(r"Can't find a `node_ip_address\.json` file", "no Ray runs on the node where the engine looks for it", _JOIN, 0.85, blames="host"),
     Statement(
-        r"(?:Failed|Unable) to connect to GCS at (?:address )?(?P<address>[^\s,]+:\d+)",
+        r"(?:Failed|Unable) to connect to GCS at (?:address )?(?P<address>[^\s,]{1,100}:\d+)",
         "Ray's head (GCS) cannot be reached at {address}",
         "nc -vz HEAD 6379 from that node: is ray start --head still running, and is the port open? then " + _JOIN,
         0.7,

@@ -6,7 +6,7 @@ Blames
     => node-a
 
 Blames
-    log a.log: node-a:311:407 [0] transport/net_ib.cc:1295 NCCL WARN NET/IB : Got completion from peer 10.0.0.2<51830> with status=12 opcode=0 len=0
+    log a.log: node-a:1:2 [0] NCCL WARN NET/IB : Got completion from peer b<51> with status=12 vendor err 129 localGid fe80::1 remoteGids fe80::2
     => node-a
 
 Blames
@@ -63,5 +63,6 @@ def check(run: Run) -> list[Finding]:
     sure = 0.82 if layer == "Ethernet" else 0.6
     hosts = list(dict.fromkeys(fact.host for fact in facts if fact.host))
     via = f" from GID {local[0]}" if local[0] else ""
-    title = f"the peer {facts[0].get('peer', '')} does not answer over RoCE (status 12, vendor error {facts[0].get('vendor')}){via}: the GID cannot reach it"
+    peer, vendor = facts[0].get("peer", ""), facts[0].get("vendor")
+    title = f"the peer {peer} does not answer over RoCE (status 12, vendor error {vendor}){via}: the GID cannot reach it"
     return [Finding("roce-gid", title, Culprit(hosts=hosts or None), sure, reading.quote(*run.of("link-layer")[:1], *facts[:4]), REMEDY)]

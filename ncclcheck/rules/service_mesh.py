@@ -22,8 +22,8 @@ from ncclcheck.rules import _reading as reading
 EXPLAINS = ("peer_reset", "rank_died_exception", "store_lost")
 
 REMEDY = (
-    'kubectl annotate namespace or pod template: sidecar.istio.io/inject="false" (linkerd.io/inject=disabled); or traffic.sidecar.istio.io/excludeInboundPorts and '
-    "excludeOutboundPorts for MASTER_PORT and NCCL's ports; PeerAuthentication without STRICT mTLS"
+    "no sidecar in the job's pods: annotate it with sidecar.istio.io/inject=false (linkerd.io/inject=disabled), then kubectl rollout restart; "
+    "or traffic.sidecar.istio.io/excludeInboundPorts and excludeOutboundPorts for all ports of the ranks"
 )
 
 READS = (
@@ -39,4 +39,4 @@ def check(run: Run) -> list[Finding]:
     if not proxies:
         return []
     title = f"a service mesh ({proxies[0].get('name')}) intercepts the connections between the ranks"
-    return [Finding("service-mesh", title, confidence=0.8 if broken else 0.5, evidence=reading.quote(*proxies[:2], *broken[:2]), remedy=REMEDY)]
+    return [Finding("service-mesh", title, confidence=0.75 if broken else 0.5, evidence=reading.quote(*proxies[:2], *broken[:2]), remedy=REMEDY)]

@@ -23,6 +23,14 @@ Blames
     log rank1.log: OSError: [Errno 28] No space left on device: '/psm_1a2b3c4d'
     => 1
 
+Blames
+    fact shm @ a size=67108864
+    fact exit @ a code=-7
+    => a
+
+Spares
+    fact exit @ a code=-7
+
 Spares
     log a.log: node-a:311:405 [0] misc/shmutils.cc:129 NCCL WARN Error while attaching to shared memory segment /dev/shm/nccl-x (size 100), error: No
 
@@ -33,6 +41,9 @@ Spares
 from __future__ import annotations
 
 from ncclcheck.evidence._reads import Statement
+from ncclcheck.model import Culprit, Finding, Run
+from ncclcheck.rules import _reading as reading
+from ncclcheck.units import bytes_text
 
 EXPLAINS = ("rank_died_exception", "disk_full", "peer_reset", "rank_killed", "rank_exited_early", "missing_rank_at_rendezvous")
 
@@ -40,6 +51,8 @@ REMEDY = (
     "docker run --shm-size=16g (or --ipc=host); Kubernetes: an emptyDir with medium: Memory mounted at /dev/shm (sharedMemory of the operator); "
     "df -h /dev/shm; rm /dev/shm/nccl-* left by dead jobs; NCCL_SHM_DISABLE=1 only works around it"
 )
+LARGE = 1 << 30  # bytes of /dev/shm with which NCCL and engines run
+SIGBUS = (-7, 135)
 TITLE = "/dev/shm is too small for {who}"
 
 READS = (
@@ -61,3 +74,15 @@ READS = (
     ),
     Statement(r"No space left on device: '/(?:dev/shm/)?(?:psm|torch|sem\.|nccl-|vllm)", TITLE, REMEDY, 0.92),
 )
+
+
+def check(run: Run) -> list[Finding]:
+    """A process ended by SIGBUS, as writing to a full /dev/shm does, where /dev/shm is known to be small or full."""
+    small = [fact for fact in run.of("shm") if int(fact.get("available", fact.get("size", LARGE))) < LARGE]
+    killed = [fact for fact in run.of("exit") if fact.get("code") in SIGBUS]
+    if not small or not killed:
+        return []
+    ranks = sorted({fact.rank for fact in killed if fact.rank is not None})
+    hosts = list(dict.fromkeys(fact.host for fact in [*killed, *small] if fact.host))
+    title = f"a process was ended by SIGBUS where /dev/shm holds {bytes_text(int(small[0].get('size', 0)))}"
+    return [Finding("shm-too-small", title, Culprit(ranks=ranks or None, hosts=hosts or None), 0.85, reading.quote(*killed[:3], small[0]), REMEDY)]

@@ -20,10 +20,7 @@ READS = (
     Statement(
         r"(?P<reason>HW Slowdown|HW Thermal Slowdown|HW Power Brake Slowdown|SW Thermal Slowdown)\s+: Active",
         "a GPU of {who} is throttled: {reason}",
-        (
-            "nvidia-smi -q -d PERFORMANCE,TEMPERATURE,POWER,CLOCK   # compare with its peers; fans, air and power supplies; nvidia-smi -pl, nvidia-smi "
-            "-rgc"
-        ),
+        "nvidia-smi -q -d PERFORMANCE,TEMPERATURE,POWER,CLOCK   # compare with its peers; look at fans, air and power; nvidia-smi -rgc",
         0.65,
         "host",
     ),

@@ -32,7 +32,7 @@ def check(run: Run) -> list[Finding]:
 
 def _preparing(run: Run) -> list[Finding]:
     """A progress bar that had not reached its end, while other ranks ran into a time-out."""
-    waiting = [fact for kind in ("timeout", "store-timeout", "position", "joined", "reset") for fact in run.of(kind) if fact.rank is not None]
+    waiting = [fact for kind in ("timeout", "position", "joined", "arrived", "reset") for fact in run.of(kind) if fact.rank is not None]
     waiting += [fact for fact in run.of("error") if fact.rank is not None and "imed out" in str(fact.get("message", ""))]
     bars: dict[str, object] = {}
     for fact in run.of("preparing"):
@@ -60,7 +60,7 @@ def _preparing(run: Run) -> list[Finding]:
 
 def _counts(run: Run) -> list[Finding]:
     """NCCL RAS saw ranks one operation apart: in a snapshot of a running job that is the one that comes last."""
-    if run.dumps or any(run.of(kind) for kind in ("timeout", "position", "exit", "gone", "stopped", "error", "left")):
+    if run.dumps or any(run.of(kind) for kind in ("timeout", "position", "exit", "gone", "stopped", "error")):
         return []
     apart = [fact for fact in run.of("ras") if fact.get("problem") == "mismatch"]
     behind: dict[int, int] = {}

@@ -13,7 +13,8 @@ Blames
     => -
 
 Blames
-    log a.log: ValueError: No valid attention backend found for cuda with AttentionSelectorConfig(head_size=24). Reasons: {FLASH_ATTN: [head_size not supported]}.
+    log a.log: ValueError: No valid attention backend found for cuda with AttentionSelectorConfig(head_size=24). Reasons: {FLASH_ATTN: \
+[head_size not supported]}.
     => -
 
 Blames
@@ -39,7 +40,8 @@ READS = (
     Statement(
         r"assert value == world_size",
         "an all-reduce of ones did not give the world size: this NCCL, or the engine's wrapper of it, does not work here",
-        "another release of vLLM (upgrade, or downgrade to the one that worked) and of nvidia-nccl; export NCCL_P2P_DISABLE=1 to see whether peer access is at fault",
+        "another release of vLLM (upgrade, or downgrade to the one that worked) and of nvidia-nccl; "
+        "export NCCL_P2P_DISABLE=1 to see whether peer access is at fault",
         0.55,
         "nobody",
     ),

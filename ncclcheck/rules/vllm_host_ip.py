@@ -36,6 +36,13 @@ local_world_size=2
     => gpu-11
 
 Blames
+    log ray.log: (RayWorkerWrapper pid=71, ip=10.9.0.1) INFO 03-02 10:00:02 [x.py:1] world_size=2 rank=0 local_rank=0 \
+distributed_init_method=tcp://127.0.0.1:29600
+    log ray.log: (RayWorkerWrapper pid=82, ip=10.9.0.2) INFO 03-02 10:00:02 [x.py:1] world_size=2 rank=1 local_rank=0 \
+distributed_init_method=tcp://127.0.0.1:29600
+    => -
+
+Blames
     log gpu-11.log: + export VLLM_HOST_IP=10.9.0.1
     log gpu-11.log: INFO 03-04 01:06:09 parallel_state.py:1906] world_size=2 rank=0 local_rank=0 distributed_init_method=env:// backend=nccl
     log gpu-12.log: + export VLLM_HOST_IP=10.9.0.1
@@ -74,7 +81,7 @@ from collections.abc import Sequence
 from ncclcheck.evidence._reads import Clue, Statement
 from ncclcheck.model import Culprit, Fact, Finding, Run
 
-EXPLAINS = ("ray_cluster_mismatch", "rpc_timeout", "missing_rank_at_rendezvous")
+EXPLAINS = ("ray_cluster_mismatch", "rpc_timeout")
 
 _EXPORT = (
     "export VLLM_HOST_IP=ADDRESS before ray start and before the engine, on every node its own address in the network that they share "
@@ -98,6 +105,8 @@ def _unusable(run: Run) -> list[Finding]:
     none = run.of("no-address")
     loopback = [fact for fact in run.of("queue-address") if _lost(str(fact.get("address"))) and fact.get("size") != fact.get("local_size")]
     several = (run.world_size or 1) > 1
+    local = [fact for fact in run.of("rendezvous") if _lost(str(fact.get("address"))) and fact.host and fact.rank]
+    far = [fact for fact in local if fact.host not in {other.host for other in run.of("rendezvous") if other.rank == 0}]
     result = []
     if none:
         title = "the engine does not know this node's address and announces 0.0.0.0, which no other node can reach"
@@ -105,6 +114,9 @@ def _unusable(run: Run) -> list[Finding]:
     if loopback:
         title = f"the engine announces {loopback[0].get('address')} to workers on other nodes, which cannot reach it there"
         result.append(_finding(title, 0.85, loopback, hosts=True))
+    if far and len(far) != len(run.of("rendezvous")) and not any(fact.get("name") == "master_addr" for fact in run.of("setting")):
+        title = f"the engine gave ranks on other nodes {far[0].get('address')} to meet at, which is their own node"
+        result.append(_finding(title, 0.8, far))
     return result
 
 

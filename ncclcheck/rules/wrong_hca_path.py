@@ -23,8 +23,8 @@ Blames
     => node-a
 
 Blames
-    log a.log: node-a:311:407 [0] transport/net_ib.cc:1295 NCCL WARN NET/IB : Got completion from peer 10.0.0.2<51830> with status=12 opcode=0 len=0
-    => node-a
+    log a.log: a:1:2 [3] NET/IB : Got completion from peer b<51> with status=12 vendor err 129 localGid ::ffff:10.1.3.1 remoteGids ::ffff:10.1.4.2
+    => a
 
 Spares
     log a.log: node-a:311:407 [0] NCCL INFO NET/IB : No device found.
@@ -47,8 +47,8 @@ REMEDY = (
 
 READS = (
     Statement(
-        r"ibv_modify_qp failed with (?:error |110 )Connection timed out(?:.{0,20}on dev (?P<device>\w+:\d+).{0,90}local GID (?P<local>[\w:.]+), remote GID (?P<remote>[\w:.]+))?",
-        "a network card of {who} finds no path to its peer's card (from {local} to {remote})",
+        r"ibv_modify_qp failed with (?:error |110 )Connection timed out(?:.{0,20}on dev (?P<device>\w+:\d+))?",
+        "a network card of {who} finds no path to its peer's card",
         REMEDY,
         0.82,
         "host",

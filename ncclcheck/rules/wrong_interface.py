@@ -14,7 +14,7 @@ Blames
     => 1
 
 Blames
-    log rank1.log: RuntimeError: [enforce fail at /pytorch/third_party/gloo/gloo/transport/tcp/device.cc:84] ifa != nullptr. Unable to find address
+    log a.log: [rank1]: RuntimeError: [enforce fail at gloo/transport/tcp/device.cc:84] ifa != nullptr. Unable to find address for: eth7
     => 1
 
 Blames
@@ -32,7 +32,7 @@ Blames
 
 Blames
     log rank1.log: Warning: Unable to resolve hostname to a (local) address. Using the loopback address as fallback. Manually set the network
-    log rank1.log: RuntimeError: Gloo connectFullMesh failed with timed out connecting: SO_ERROR: Connection refused, remote=[127.0.0.1]:16402
+    log rank1.log: [gloo/transport/tcp/pair.cc:144] timed out connecting: SO_ERROR: Connection refused, remote=[127.0.0.1]:41002
     => 1
 
 Blames
@@ -40,6 +40,15 @@ Blames
     log a.log: node-a:311:405 [0] misc/socket.cc:596 NCCL WARN socketStartConnect: connect to 172.17.0.1<38229> failed : Connection refused
     log b.log: node-b:312:405 [0] NCCL INFO Bootstrap : Using docker0:172.17.0.1<0>
     => node-a node-b
+
+Blames
+    fact setting @ a name=GLOO_SOCKET_IFNAME value=eth7
+    fact interface @ a interface=eth0
+    => a
+
+Spares
+    fact setting @ a name=NCCL_SOCKET_IFNAME value=eth
+    fact interface @ a interface=eth0
 
 Spares
     log a.log: node-a:311:405 [0] NCCL INFO Bootstrap : Using eth0:10.0.0.1<0>
@@ -71,14 +80,12 @@ REMEDY = (
     "ip -br addr   # on every node; then export NCCL_SOCKET_IFNAME=<the interface to the other nodes> GLOO_SOCKET_IFNAME=<the same>, each node its "
     "own; ^name excludes only in NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME takes plain names; VLLM_HOST_IP or SGLANG_HOST_IP for engines"
 )
-LOCAL = re.compile(r"lo\d*$|docker|br-|virbr|veth|cni|lxc|podman|podman|nodelocaldns|kube-ipvs|tailscale|zt|wl|vmnet")
+LOCAL = re.compile(r"lo\d*$|docker|br-|virbr|veth|cni|lxc|podman|nodelocaldns|kube-ipvs|tailscale|zt|wl|vmnet")
 """Names of interfaces that do not lead to other hosts, or only over a detour."""
 
 READS = (
     Clue("no-interface", r"(?:Bootstrap|NET/Socket|NET/IB) ?: [Nn]o (?:socket |usable listening |IP )?interface found"),
     Clue("no-interface", r"no device found (?:matching|after excluding) (?:exactly )?(?P<interface>[^\s,]+), verify NCCL_OOB_NET_IFNAME"),
-    Clue("loopback-fallback", r"Unable to resolve hostname to a \(local\) address\. Using the loopback address"),
-    Clue("loopback-peer", r"(?:remote|local)=\[(?P<address>127\.[\d.]+|::1)\]"),
     Statement(
         r"Unable to find address for: (?P<interface>\S+)",
         "{who} has no interface {interface} with an address, which GLOO_SOCKET_IFNAME names",
@@ -101,7 +108,23 @@ READS = (
 
 def check(run: Run) -> list[Finding]:
     """An interface that the settings name and NCCL does not find; one that leads nowhere; a fallback to loopback."""
-    return [*_not_found(run), *_leads_nowhere(run), *_loopback(run)]
+    return [*_not_found(run), *_absent(run), *_leads_nowhere(run), *_loopback(run)]
+
+
+def _absent(run: Run) -> list[Finding]:
+    """A setting names an interface, the host's interfaces are known, and it is not among them."""
+    result = []
+    for fact in run.of("setting"):
+        name, value = str(fact.get("name")), str(fact.get("value"))
+        there = [str(other.get("interface")) for other in run.of("interface") if other.host == fact.host]
+        wanted = [part.partition(":")[0] for part in value.removeprefix("=").split(",")]
+        if name not in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME") or value.startswith("^") or not there or not fact.host:
+            continue
+        if not any(real.startswith(want) for real in there for want in wanted):
+            title = f"{fact.host} has no interface {value}, which {name} names: it has {', '.join(dict.fromkeys(there))}"
+            culprit = Culprit(ranks=[fact.rank] if fact.rank is not None else None, hosts=[fact.host], interface=value)
+            result.append(Finding("wrong-interface", title, culprit, 0.85, reading.quote(fact), REMEDY))
+    return result
 
 
 def _not_found(run: Run) -> list[Finding]:
@@ -135,7 +158,8 @@ def _leads_nowhere(run: Run) -> list[Finding]:
 
 
 def _loopback(run: Run) -> list[Finding]:
-    fallen, peers = run.of("loopback-fallback"), run.of("loopback-peer")
+    fallen = run.of("loopback-fallback")
+    peers = [fact for fact in run.of("connect") if re.match(r"\[?(?:127\.|::1)", str(fact.get("address", "")))]
     if not fallen or not peers:
         return []
     ranks = sorted({fact.rank for fact in fallen if fact.rank is not None})

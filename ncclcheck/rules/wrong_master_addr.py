@@ -12,11 +12,13 @@ Blames
 
 Blames
     log node-a/rank0.log: torch.distributed.DistStoreError: Timed out after 16 seconds waiting for clients. 2/4 clients joined.
-    log node-b/rank2.log: [E socket.cpp:818] [c10d] The client socket has failed to connect to any network address of (10.9.0.77, 29500). (errno: 113 - No route to host).
+    log node-b/rank2.log: [E socket.cpp:818] [c10d] The client socket has failed to connect to any network address of (10.9.0.77, 29500). \
+(errno: 113 - No route to host).
     => 2
 
 Blames
-    log node-b.log: [W socket.cpp:601] [c10d] The IPv6 network addresses of (/home/me/job.sh, 29500) cannot be retrieved (gai error: -3 - Temporary failure in name resolution).
+    log node-b.log: [W socket.cpp:601] [c10d] The IPv6 network addresses of (/home/me/job.sh, 29500) cannot be retrieved (gai error: -3 - \
+Temporary failure in name resolution).
     => node-b
 
 Spares

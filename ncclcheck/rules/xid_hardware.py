@@ -1,6 +1,6 @@
 """A GPU, its memory or its bus failed: the driver reports an Xid, CUDA an error that software cannot cause.
 
-Xids 13, 31 and 43 come from programs as well, and 45 follows whatever ended a process; all others below are hardware.
+Xids 13, 31 and 43 come from programs as well, and 45 follows whatever ended a process; 63 and 92 are warnings; all others are hardware.
 
 Blames
     fact xid @ node-a code=79
@@ -17,8 +17,18 @@ Blames
 
 Blames
     log rank6.log: Unable to determine the device handle for GPU0000:41:00.0: GPU is lost.  Reboot the system to recover this GPU
-    log rank6.log: node-a kernel: NVRM: GPU 0000:41:00.0: GPU has fallen off the bus.
     => 6
+
+Blames
+    fact gpu-lost @ node-a device=0000:41:00.0
+    => node-a
+
+Blames
+    fact gpu @ node-a index=4 error=True
+    => node-a
+
+Spares
+    fact gpu @ node-a index=4 uncorrectable=0
 
 Spares
     fact xid @ node-a code=45
@@ -28,6 +38,8 @@ Spares
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from ncclcheck.evidence._reads import Statement
 from ncclcheck.model import Culprit, Finding, Run
@@ -39,29 +51,48 @@ REMEDY = (
     "dmesg -T | grep -i xid; nvidia-smi -q | grep -iE 'ecc|remap|retired|pending' -A4; dcgmi diag -r 3   # drain the node; nvidia-smi --gpu-reset "
     "or reboot; replace the GPU where rows cannot be remapped or it happens again"
 )
-SOFTWARE = {13: "an exception in a kernel", 31: "a memory fault", 43: "a stopped channel", 68: "a video processor error", 69: "a class error"}
+SOFTWARE = {
+    13: "an exception in a kernel: a fault of the program as often as of the GPU",
+    31: "a memory fault: a fault of the program as often as of the GPU",
+    43: "a stopped channel: a fault of the program as often as of the GPU",
+    63: "a row of memory is remapped at the next reset: nothing is lost yet",
+    92: "many corrected ECC errors: nothing is lost yet",
+}
 FOLLOWING = (45, 140)  # cleanup after an error told elsewhere
 
 READS = (
     Statement(r"uncorrectable ECC error", "the memory of {who}'s GPU has an uncorrectable error (ECC)", REMEDY, 0.95),
     Statement(r"uncorrectable NVLink error|hardware error.{0,60}NVLink", "an NVLink of {who}'s GPU has an uncorrectable error", REMEDY, 0.92),
     Statement(r"peer GPU memory over nvlink or a hardware error", "an NVLink or GPU of {who} failed", REMEDY, 0.85),
-    Statement(r"GPU (?:is lost|has fallen off the bus)", "a GPU of {who} is gone from the bus", REMEDY, 0.95),
+    Statement(r"GPU is lost", "a GPU of {who} is gone from the bus", REMEDY, 0.95),
 )
 
 
 def check(run: Run) -> list[Finding]:
-    """The kernel's Xids, per host."""
-    result = []
-    facts = [fact for fact in run.of("xid") if fact.get("code") not in FOLLOWING]
+    """The kernel's Xids, per host, and GPUs that nvidia-smi shows as failed."""
+    result = _failed(run)
+    lost = [replace(fact, fields={**fact.fields, "code": 79}) for fact in run.of("gpu-lost")]  # the same event without its number
+    facts = [fact for fact in [*run.of("xid"), *lost] if isinstance(fact.get("code"), int) and fact.get("code") not in FOLLOWING]
     for host in dict.fromkeys(fact.host for fact in facts):
         here = [fact for fact in facts if fact.host == host]
         codes = sorted({int(fact.get("code")) for fact in here})
         hard = [code for code in codes if code not in SOFTWARE]
         devices = list(dict.fromkeys(f"{host or ''}:{fact.get('device')}" for fact in here if fact.get("device")))
         said = f"Xid {', '.join(map(str, hard or codes))}"
-        why = "" if hard else f" ({SOFTWARE[codes[0]]}: a fault of the program as often as of the GPU)"
+        why = "" if hard else f" ({SOFTWARE[codes[0]]})"
         title = f"the driver of {host or 'the host'} reports {said}{why}"
         culprit = Culprit(hosts=[host] if host else None, devices=devices or None)
         result.append(Finding("xid-hardware", title, culprit, 0.93 if hard else 0.5, reading.quote(*here[:6]), REMEDY))
     return result
+
+
+def _failed(run: Run) -> list[Finding]:
+    counted = ("ecc", "uncorrectable")
+    facts = [fact for fact in run.of("gpu") if fact.get("error") or any(isinstance(n := fact.get(name), int) and n > 0 for name in counted)]
+    if not facts:
+        return []
+    hosts = list(dict.fromkeys(fact.host for fact in facts if fact.host))
+    names = [f"{fact.host or ''}:GPU {fact.get('index', fact.get('bus'))}" for fact in facts]
+    dead = any(fact.get("error") for fact in facts)
+    title = f"{', '.join(names)} {'cannot be read' if dead else 'counts uncorrectable memory errors (ECC)'}"
+    return [Finding("xid-hardware", title, Culprit(hosts=hosts or None, devices=names), 0.85 if dead else 0.6, reading.quote(*facts[:4]), REMEDY)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
+import resource
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,10 @@ import psutil
 
 STUCK = 5  # this rank is two collectives behind
 OPERATIONS = ("all_reduce", "_all_gather_base", "_reduce_scatter_base")
-SITES = ("/opt/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", "/opt/lib/python3.11/site-packages/torch/distributed/c10d_logger.py")
+SITES = (
+    "/opt/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py",
+    "/opt/lib/python3.11/site-packages/torch/distributed/c10d_logger.py",
+)
 
 
 def dump(rank: int, ranks: int, entries: int) -> dict[str, Any]:
@@ -64,21 +68,27 @@ def _entry(at: int, completed: bool) -> dict[str, Any]:
     }
 
 
-def measured(command: list[str], output: Path) -> tuple[float, int]:
-    """Seconds, and the peak in bytes of the memory of all its processes, shared pages counted once. Its standard output goes to a file."""
-    start, peak = time.perf_counter(), 0
-    with output.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.DEVNULL) as process:
+def timed(command: list[str], output: Path) -> tuple[float, float]:
+    """Seconds, and seconds of CPU of all its processes. Its output goes to a file."""
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    with output.open("wb") as out:
+        subprocess.run(command, stdout=out, stderr=subprocess.DEVNULL, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.perf_counter() - start, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def weighed(command: list[str]) -> int:
+    """The peak in bytes of all its processes' memory, shared pages counted once. A run of its own: looking slows down what is looked at."""
+    peak = 0
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         root = psutil.Process(process.pid)
         while process.poll() is None:
-            total = 0
             try:
-                for each in (root, *root.children(recursive=True)):
-                    total += each.memory_full_info().pss
+                peak = max(peak, sum(each.memory_full_info().pss for each in (root, *root.children(recursive=True))))
             except psutil.Error:
                 continue  # one ended while it was looked at
-            peak = max(peak, total)
             time.sleep(0.05)
-    return time.perf_counter() - start, peak
+    return peak
 
 
 def main() -> None:
@@ -94,14 +104,18 @@ def main() -> None:
         for rank in range(asked.ranks):
             (dumps / f"nccl_trace_rank_{rank}").write_bytes(pickle.dumps(dump(rank, asked.ranks, asked.entries), protocol=2))
         output = Path(folder, "output")
-        seconds, memory = measured([sys.executable, "-m", "ncclcheck", "triage", "--format", "json", str(dumps)], output)
-        best = json.loads(output.read_bytes())["findings"][0]
-        print(f"ncclcheck:    {seconds:6.2f} s  {memory / 2**20:6.0f} MiB  {best['cause']} of rank {best['culprit']['ranks']}")
-        assert best["culprit"]["ranks"] == [STUCK]
+        ours = [sys.executable, "-m", "ncclcheck", "triage", "--format", "json", str(dumps)]
+        theirs = [str(Path(sys.executable).parent / "torchfrtrace"), str(dumps), "--prefix", "nccl_trace_rank_"]
+        results = {}
+        for name, command in (("ncclcheck", ours),) if asked.alone else (("ncclcheck", ours), ("torchfrtrace", theirs)):
+            seconds, cpu = timed(command, output)
+            results[name] = (seconds, memory := weighed(command))
+            print(f"{name:13} {seconds:6.2f} s  {cpu:6.2f} s of CPU  {memory / 2**20:6.0f} MiB")
+            if name == "ncclcheck":
+                assert json.loads(output.read_bytes())["findings"][0]["culprit"]["ranks"] == [STUCK]
         if not asked.alone:
-            theirs, more = measured([str(Path(sys.executable).parent / "torchfrtrace"), str(dumps), "--prefix", "nccl_trace_rank_"], output)
-            print(f"torchfrtrace: {theirs:6.2f} s  {more / 2**20:6.0f} MiB")
-            print(f"{theirs / seconds:.1f} times as fast, {memory / more:.0%} of its memory")
+            (seconds, memory), (their_seconds, their_memory) = results.values()
+            print(f"{their_seconds / seconds:.1f} times as fast, {memory / their_memory:.0%} of its memory")
 
 
 if __name__ == "__main__":
