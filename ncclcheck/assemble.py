@@ -54,6 +54,7 @@ def run(readings: Sequence[Reading]) -> Run:
             known.addresses.setdefault(address, fact.host)
     for fact in told:
         known.learn(fact)
+    _by_channels(known, told)
     facts = [known.complete(fact) for fact in told]
     return Run(world, _ranks(facts, dumps, world), facts=facts, dumps=dumps, sources=tuple(reading.name for reading in readings))
 
@@ -73,6 +74,17 @@ def _of_source(reading: Reading, world: int | None) -> Iterable[Fact]:
 
 def _placed(dump: Dump, name: str) -> Dump:
     return dump if dump.rank is not None else replace(dump, rank=places.of_name(name).rank)
+
+
+def _by_channels(known: _Known, told: Sequence[Fact]) -> None:
+    """Where nothing else says a process's rank: its number in the only communicator whose channels it tells of."""
+    numbers: dict[tuple[str, int], set[int]] = {}
+    for fact in told:
+        if fact.kind == "via" and fact.host and fact.pid is not None and isinstance(me := fact.get("me"), int):
+            numbers.setdefault((fact.host, fact.pid), set()).add(me)
+    for process, ranks in numbers.items():
+        if process not in known.ranks and len(ranks) == 1:
+            known.ranks[process] = next(iter(ranks))
 
 
 def _world(facts: Sequence[Fact], dumps: Sequence[Dump]) -> int | None:

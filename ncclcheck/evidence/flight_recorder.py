@@ -107,10 +107,14 @@ def _dump(document: dict[Any, Any], name: str) -> Dump:
     numbers = _numbers(entries, "collective_seq_id" if collective else "seq_id")
     p2p_numbers = _numbers(entries, "p2p_seq_id") if collective else numbers
     states = _states(entries)
-    rows: dict[tuple[tuple[str, str], bool], list[int]] = {}
+    rows: dict[tuple[tuple[str, str], bool], Sequence[int]] = {}
     p2p = [signature.pair is not None for signature in signatures]
-    for at, (pg, kind) in enumerate(zip(names, kinds, strict=True)):
-        rows.setdefault((pg, p2p[kind]), []).append(at)
+    if len(set(names)) == 1 and not any(p2p):  # most dumps
+        rows[names[0], False] = range(len(entries))
+    else:
+        keys = list(zip(names, map(p2p.__getitem__, kinds), strict=True))
+        for key in dict.fromkeys(keys):
+            rows[key] = [at for at, other in enumerate(keys) if other == key]
     if "coalesced" in (operations := [signature.operation for signature in signatures]):  # the end of a batch: its members stand before it
         rows = {key: [at for at in ats if operations[kinds[at]] != "coalesced"] for key, ats in rows.items()}
     ids = {str(number)[:20]: pg for number, pg in dict(zip(_numbers(entries, "pg_id"), names, strict=True)).items()}
@@ -192,7 +196,7 @@ def _signatures(entries: Sequence[dict[str, Any]]) -> tuple[tuple[Signature, ...
     except KeyError:
         raw = [tuple(map(entry.get, _CALL)) for entry in entries]
     keys = list(map(marshal.dumps, raw))
-    first = {key: at for at, key in reversed(list(enumerate(keys)))}
+    first = dict(zip(reversed(keys), range(len(keys) - 1, -1, -1), strict=True))
     indexes: dict[Signature, int] = {}
     of_key = {key: indexes.setdefault(_signature(*raw[at]), len(indexes)) for key, at in sorted(first.items(), key=itemgetter(1))}
     return tuple(indexes), array("I", map(of_key.__getitem__, keys))
@@ -243,7 +247,10 @@ def _shapes(shapes: list[list[int]] | None) -> str:
 
 def _calls(at: Sequence[int], numbers: array[int], kinds: array[int], states: bytes) -> Calls:
     """The rows of these entries; a number of 0 is none, and one that falls back belongs to an earlier life of the group."""
-    kept = [i for i in at if numbers[i] > 0]
+    values = list(map(numbers.__getitem__, at))
+    if len(values) == len(numbers) and values and values[0] > 0 and sorted(values) == values:  # most dumps
+        return Calls(array("q", values), kinds, states, array("I", range(1, len(values) + 1)))
+    kept = [i for i, value in zip(at, values, strict=True) if value > 0]
     values = list(map(numbers.__getitem__, kept))
     if sorted(values) != values:
         kept = kept[max(i for i in range(1, len(values)) if values[i] < values[i - 1]) :]

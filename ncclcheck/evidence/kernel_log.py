@@ -68,9 +68,9 @@ from collections.abc import Iterator
 from ncclcheck.evidence._reads import Block, Clue, Line
 from ncclcheck.model import Fact
 
-_KILLED = r"(?P<what>[Oo]ut of memory)[^:]*: Kill(?:ed)? process (?P<pid>\d+),? \((?P<name>[^)]*)\)"
-_OOM = r"oom-kill:constraint=(?P<constraint>\w+).*?task=(?P<name>[^,]*),pid=(?P<pid>\d+)"
-_LINK = r"(?P<interface>[\w.-]+): (?:NIC )?[Ll]ink (?:is |status )?(?:definitely )?(?P<state>[Dd]own|DOWN|[Uu]p|UP)\b"
+_KILLED = r"(?P<what>[Oo]ut of memory)[^:]{0,80}: Kill(?:ed)? process (?P<pid>\d+),? \((?P<name>[^)]*)\)"
+_OOM = r"oom-kill:constraint=(?P<constraint>\w{1,40}),.{0,2000}?\btask=(?P<name>[^,]{0,64}),pid=(?P<pid>\d+)"
+_LINK = r"(?P<interface>[\w.-]{1,40}): (?:NIC )?[Ll]ink (?:is |status )?(?:definitely )?(?P<state>[Dd]own|DOWN|[Uu]p|UP)\b"
 _PORT = (
     r"(?:infiniband )?(?P<device>mlx\d_\d+|bnxt_re\d+|irdma\d+|ib\d+):? [Pp]ort:? ?(?P<port>\d+)[: ]+"
     r"(?:link |Link )?(?P<state>[Dd]own|DOWN|[Uu]p|UP|ACTIVE|INIT)\b"
@@ -105,24 +105,30 @@ def _up(word: str | None) -> str:
 
 
 READS = (
-    Clue("xid", r"(?<!S)Xid \((?P<device>[^)]*)\): (?P<code>\d+)(?:, pid='?(?P<pid>\d+|<unknown>)'?)?(?:, name=(?P<name>[^,]*))?(?:, (?P<text>.*))?"),
-    Clue("sxid", r"SXid \((?P<device>[^)]*)\): (?P<code>\d+)(?:, (?P<text>.*))?"),
-    Clue("gpu-lost", r"NVRM: (?:The NVIDIA )?GPU (?:at )?(?P<device>[0-9A-Fa-f:.]+[0-9A-Fa-f])?.*fallen off the bus"),
+    Clue(
+        "xid",
+        r"(?<!S)Xid \((?P<device>[^)]{1,40})\): (?P<code>\d+)(?:, pid='?(?P<pid>\d+|<unknown>)'?)?(?:, name=(?P<name>[^,]*))?(?:, (?P<text>.*))?",
+    ),
+    Clue("sxid", r"SXid \((?P<device>[^)]{1,40})\): (?P<code>\d+)(?:, (?P<text>.*))?"),
+    Clue("gpu-lost", r"NVRM: (?:The NVIDIA )?GPU (?:at )?(?P<device>[0-9A-Fa-f:.]{4,20}[0-9A-Fa-f])?.{0,80}fallen off the bus"),
     Clue("driver-mismatch", r"NVRM: API mismatch: (?:the|this) (?:client|kernel module) has (?:the )?version (?P<client>[\d.]+)"),
     Block(_KILLED, _killed),
     Block(_OOM, _constrained),
-    Clue("oom-invoked", r"(?P<name>\S+) invoked oom-killer"),
+    Clue("oom-invoked", r"(?P<name>\S{1,64}) invoked oom-killer"),
     Clue("oomd", r"systemd-oomd killed (?P<processes>\d+)"),
     Block(r"NIC Link is |: Link (?:down|up|Down|Up|DOWN|UP)\b|: [Ll]ink is (?:down|up|Down|Up)", _link),
     Block(_SLAVE, _link),
-    Block(r"infiniband \S+ .*\bLink |infiniband \S+: [Pp]ort", _link),
-    Clue("link", r"(?P<device>[0-9a-f:.]{7,}): Port module event: module \d+, Cable (?P<state>unplugged|error|plugged)"),
+    Block(r"infiniband \S{1,40} .{0,80}\bLink |infiniband \S{1,40}: [Pp]ort", _link),
+    Clue("link", r"(?P<device>[0-9a-f:.]{7,20}): Port module event: module \d+, Cable (?P<state>unplugged|error|plugged)"),
     Clue("link-error", r"NETDEV WATCHDOG: (?P<interface>\S+)"),
-    Clue("aer", r"(?P<device>[0-9a-f:.]{7,}): AER: .*?(?P<severity>Uncorrected \((?:Non-)?Fatal\)|Uncorrectable \((?:Non-)?Fatal\)|Corrected) error"),
-    Clue("aer", r"(?P<device>[0-9a-f:.]{7,}): PCIe Bus Error: severity=(?P<severity>[^,]+)"),
-    Clue("mce", r"\[Hardware Error\]: .*(?P<what>Machine [Cc]heck|Uncorrected|Memory error)"),
-    Clue("segfault", r"(?P<name>[^\s\[]+)\[(?P<pid>\d+)\]: segfault at (?:.* in (?P<library>[^\[\s]+))?"),
-    Clue("segfault", r"traps: (?P<name>[^\[]+)\[(?P<pid>\d+)\] (?:general protection|trap)(?:.* in (?P<library>[^\[\s]+))?"),
+    Clue(
+        "aer",
+        r"(?P<device>[0-9a-f:.]{7,20}): AER: .{0,80}?(?P<severity>Uncorrected \((?:Non-)?Fatal\)|Uncorrectable \((?:Non-)?Fatal\)|Corrected) error",
+    ),
+    Clue("aer", r"(?P<device>[0-9a-f:.]{7,20}): PCIe Bus Error: severity=(?P<severity>[^,]+)"),
+    Clue("mce", r"\[Hardware Error\]: .{0,80}(?P<what>Machine [Cc]heck|Uncorrected|Memory error)"),
+    Clue("segfault", r"(?P<name>[^\s\[]{1,64})\[(?P<pid>\d{1,9})\]: segfault at (?:.* in (?P<library>[^\[\s]+))?"),
+    Clue("segfault", r"traps: (?P<name>[^\[]{1,64})\[(?P<pid>\d{1,9})\] (?:general protection|trap)(?:.* in (?P<library>[^\[\s]+))?"),
     Clue("hung-task", r"task (?P<name>\S+):(?P<pid>\d+) blocked for more than (?P<seconds>\d+) seconds"),
     Clue("nfs", r"nfs\d?: server (?P<server>\S+) (?P<state>not responding|timed out)"),
     Clue("disk-error", r"I/O error, dev (?P<device>\w+)"),

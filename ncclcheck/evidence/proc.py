@@ -99,5 +99,5 @@ READS = (
     Block(_PS, _ps),
     Clue("kernel-frame", r"^\s*(?:\[<0>\] |\[<ffffffff[0-9a-f]{8}>\] )(?P<function>[\w.]+)\+0x"),
     Clue("wchan", r"^\s*(?:/proc/(?P<pid>\d+)/)?(?:wchan|Wchan):?\s+(?P<wchan>[a-z_]\w{2,})"),
-    Clue("frozen", r"freezer\.state\S*\s+FROZEN|\bfrozen 1$"),
+    Clue("frozen", r"freezer\.state\S{0,9}\s+FROZEN|\bfrozen 1$"),
 )

@@ -24,6 +24,19 @@ SITES = (
     "/opt/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py",
     "/opt/lib/python3.11/site-packages/torch/distributed/c10d_logger.py",
 )
+NAMES = {operation: f"nccl:{operation}" for operation in OPERATIONS}
+FRAMES = {  # one object for each place, as torch writes them: in the file they are written once and referred to
+    operation: [
+        {"name": name, "filename": file, "line": line}
+        for name, file, line in (
+            (operation, SITES[0], 3068),
+            ("wrapper", SITES[1], 83),
+            ("step", "/job/train.py", 60 + at),
+            ("<module>", "/job/train.py", 90),
+        )
+    ]
+    for at, operation in enumerate(OPERATIONS)
+}
 
 
 def dump(rank: int, ranks: int, entries: int) -> dict[str, Any]:
@@ -42,9 +55,8 @@ def _entry(at: int, completed: bool) -> dict[str, Any]:
     operation = OPERATIONS[at % len(OPERATIONS)]
     created = 1_795_000_000_000_000_000 + at * 1_000_000
     sizes = {"all_reduce": (4096, 4096), "_all_gather_base": (64, 64 * 4), "_reduce_scatter_base": (64 * 4, 64)}[operation]
-    places = ((operation, SITES[0], 3068), ("wrapper", SITES[1], 83), ("step", "/job/train.py", 60 + at % 3), ("<module>", "/job/train.py", 90))
     return {
-        "frames": [{"name": name, "filename": file, "line": line} for name, file, line in places],
+        "frames": [*FRAMES[operation]],
         "record_id": at,
         "pg_id": 0,
         "process_group": ("0", "default_pg"),
@@ -53,7 +65,7 @@ def _entry(at: int, completed: bool) -> dict[str, Any]:
         "collective_seq_id": at + 1,
         "p2p_seq_id": 0,
         "op_id": at + 1,
-        "profiling_name": f"nccl:{operation}",
+        "profiling_name": NAMES[operation],
         "time_created_ns": created,
         "input_sizes": [[sizes[0]]],
         "input_dtypes": ["Float"],
