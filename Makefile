@@ -14,7 +14,7 @@ help:
 	@echo 'make probe   check this machine or cluster; without a GPU, two emulated nodes (PROBE_ARGS=bandwidth for one probe)'
 	@echo 'make test    all tests but the soak (PYTEST_ARGS='"'"'-m "not slow and not soak"'"'"' for the quick ones)'
 	@echo 'make lint    ruff and mypy'
-	@echo 'make soak    the tests that look for rare failures; minutes'
+	@echo 'make soak    the tests that look for rare failures, the fuzzer among them; half an hour'
 	@echo 'make clean   remove what the others made, .venv too'
 
 probe: $(INSTALLED)
@@ -24,6 +24,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -m 'not soak' $(PYTEST_ARGS)
 
 soak: $(INSTALLED)
+	@$(PIP) install -q -e '.[fuzz]' >&2
 	$(BIN)/python -m pytest -m soak --timeout 3600 $(PYTEST_ARGS)
 
 lint: $(INSTALLED)

@@ -1,9 +1,13 @@
-"""What happens rarely: many random faults, and healthy runs on a machine that is busy with other work. The table goes to examples/soak.md."""
+"""What happens rarely: many random faults, healthy runs on a machine that is busy with other work, and whatever a fuzzer can think of.
+
+The tables go to examples/soak.md.
+"""
 
 from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import statistics
 import subprocess
@@ -21,6 +25,7 @@ pytestmark = [pytest.mark.soak, pytest.mark.slow, pytest.mark.skipif(os.geteuid(
 TABLE = Path(__file__).parents[1] / "examples" / "soak.md"
 FAULTS = 24
 HEALTHY = 30
+FUZZED = int(os.environ.get("SOAK_FUZZ_SECONDS", "600"))  # seconds
 SEED = int(os.environ.get("SOAK_SEED", "1"))
 
 
@@ -86,3 +91,13 @@ def test_healthy_runs_on_a_busy_machine_raise_no_alarm(tmp_path: Path, busy: Non
     alarms = [summary for code, summary in verdicts if code != 0]
     keep("Healthy runs beside a busy loop on every core, 2x1", f"{len(verdicts)} runs, {len(alarms)} false alarms.")
     assert alarms == []
+
+
+def test_a_fuzzer_finds_no_file_that_breaks_triage(tmp_path: Path) -> None:
+    pytest.importorskip("atheris", reason="pip install -e '.[fuzz]'")
+    target = Path(__file__).parent / "fuzz" / "target.py"
+    words = [sys.executable, str(target), "--seconds", str(FUZZED), "--keep", str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=FUZZED + 300, check=False)
+    inputs = re.search(r"number_of_executed_units: (\d+)", done.stderr)
+    assert done.returncode == 0 and inputs, f"{[path.name for path in tmp_path.glob('found-*')]}\n{done.stderr[-4000:]}"
+    keep("Fuzzed", f"{inputs[1]} inputs in {FUZZED} s, nothing found.")

@@ -45,6 +45,7 @@ _NO_HOSTS = (
     "output worker rank dmesg env environ ip ss ifconfig nvidia-smi smi slurm job train vllm engine ray raylet gdb status tar gz zip tgz "
     "bundle head tail server client master console container local global attempt "
 )
+_BUNDLED = re.compile(r"(?:^|/)(?:pyspy|proc|env|log)\.(?P<host>[^/]+?)\.(?:rank(?P<rank>\d+)\.)?(?P<pid>\d+)\.[^/]*$")  # as `ncclcheck collect` names them
 _WORDS = frozenset(_NO_HOSTS.split())
 
 
@@ -84,6 +85,8 @@ def of_line(text: str) -> tuple[Place, str, float | None]:
 
 def of_name(name: str) -> Place:
     """What a file's path says: `logs/gpu-07.rank3.log` -> host gpu-07, rank 3."""
+    if match := _BUNDLED.search(name):
+        return Place(match["host"], int(match["rank"]) if match["rank"] else None, int(match["pid"]))
     rank = None
     parts = name.split("/")
     for part in reversed(parts):

@@ -25,6 +25,17 @@ Blames
     log fr_rank_2: {"pg_config": {"0": {"ranks": "[0, 1, 2]"}}, "pg_status": {"0": {"last_enqueued_collective": 9, "last_completed_collective": 7}}}
     => 1
 
+Blames
+    log gpu-a.rank0.txt: Process 411: python train.py
+    log gpu-a.rank0.txt: Thread 411 (idle): "MainThread"
+    log gpu-a.rank0.txt:     all_reduce (torch/distributed/distributed_c10d.py:3068)
+    log gpu-a.rank0.txt:     step (train.py:41)
+    log gpu-b.rank1.txt: Process 522: python train.py
+    log gpu-b.rank1.txt: Thread 522 (idle): "MainThread"
+    log gpu-b.rank1.txt:     read_shard (data.py:12)
+    log gpu-b.rank1.txt:     step (train.py:39)
+    => 1
+
 Spares
     log fr_rank_0: {"pg_config": {"0": {"ranks": "[0, 1, 2]"}}, "pg_status": {"0": {"last_enqueued_collective": 9, "last_completed_collective": 7}}}
     log fr_rank_1: {"pg_config": {"0": {"ranks": "[0, 1, 2]"}}, "pg_status": {"0": {"last_enqueued_collective": 9, "last_completed_collective": 7}}}
@@ -52,7 +63,7 @@ EXPLAINS = ("network_unreachable", "slow_rank", "gpu_kernel_stuck", "p2p_mismatc
 
 def check(run: Run) -> list[Finding]:
     """Ranks that are alive and behind what others are inside of, as announced, or as flight recorders and watchdogs show."""
-    return _announced(run) or _behind(run) or _unheard(run)
+    return _announced(run) or _behind(run) or _unheard(run) or _by_stacks(run)
 
 
 def _unheard(run: Run) -> list[Finding]:
@@ -107,6 +118,29 @@ def _behind(run: Run) -> list[Finding]:
             )
         )
     return result
+
+
+def _by_stacks(run: Run) -> list[Finding]:
+    """Stacks alone, as of a job that hangs now: most ranks are in a collective and a few are elsewhere."""
+    stacks = {fact.rank: fact for fact in reversed(run.of("stack")) if fact.rank is not None and fact.get("thread") in (None, "MainThread")}
+    ended = {fact.rank for kind in ("exit", "gone", "left", "stopped", "zombie", "error", "oom-kill") for fact in run.of(kind)}
+    inside = [stack for stack in stacks.values() if _communicates(stack.get("frames", []))]
+    elsewhere = [stack for stack in stacks.values() if stack not in inside and stack.rank not in ended]
+    if run.steps or run.dumps or not inside or len(elsewhere) > max(1, len(inside) - 1):
+        return []
+    return [
+        Finding(
+            "rank-stuck-in-python",
+            f"{run.name(stack.rank)} sits in {stack.get('own')}; {len(inside)} of {len(stacks)} ranks wait in {inside[0].get('frames')[0]}",
+            run.blame([stack.rank]),
+            0.8 if len(elsewhere) == 1 else 0.6,
+            reading.quote(stack, inside[0]),
+            _remedy(run, stack.rank, stack),
+            [f"py-spy dump --pid PID of rank {stack.rank}, twice"],
+        )
+        for stack in elsewhere
+        if stack.rank is not None
+    ]
 
 
 def _remedy(run: Run, rank: int, stack: Fact | None) -> str:

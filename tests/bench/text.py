@@ -31,7 +31,7 @@ def lines(choose: random.Random) -> Iterator[str]:
         host, pid = f"gpu-{rank // 8:02}", 4000 + rank
         for _ in range(6):
             loss, norm = choose.random() * 9, choose.random()
-            yield f"[rank{rank}]: 2026-02-03 {clock},{choose.randrange(1000):03} INFO train.py:210 step {step} loss {loss:.4f} lr 3.0e-04 norm {norm:.3f}"
+            yield f"[rank{rank}]: 2026-02-03 {clock},{choose.randrange(1000):03} INFO train.py:210 step {step} loss {loss:.4f} norm {norm:.3f}"
         for _ in range(6):
             port, took = choose.randrange(30000, 60000), choose.random()
             yield f'(APIServer pid={pid}) INFO:     10.1.{rank}.9:{port} - "POST /v1/chat/completions HTTP/1.1" 200 OK {took:.3f}'
@@ -40,9 +40,10 @@ def lines(choose: random.Random) -> Iterator[str]:
             f"Avg generation throughput: {choose.random() * 900:.1f} tokens/s, Running: {choose.randrange(64)} reqs, Waiting: 0 reqs, "
             f"GPU KV cache usage: {choose.random() * 90:.1f}%, Prefix cache hit rate: 41.0%"
         )
+        info, peer = f"{host}:{pid}:{pid + 80} [{rank % 8}] NCCL INFO", (rank + 1) % RANKS
         for channel in range(4):
-            yield f"{host}:{pid}:{pid + 80} [{rank % 8}] NCCL INFO Channel {channel:02}/0 : {rank}[{rank % 8}] -> {(rank + 1) % RANKS}[{(rank + 1) % 8}] via P2P/CUMEM"
-        yield f"{host}:{pid}:{pid + 80} [{rank % 8}] NCCL INFO AllReduce: opCount {step:x} sendbuff 0x7f21 recvbuff 0x7f21 count 1048576 datatype 7 op 0 root 0"
+            yield f"{info} Channel {channel:02}/0 : {rank}[{rank % 8}] -> {peer}[{peer % 8}] via P2P/CUMEM"
+        yield f"{info} AllReduce: opCount {step:x} sendbuff 0x7f21 recvbuff 0x7f21 count 1048576 datatype 7 op 0 root 0"
         if choose.random() < 0.02:
             yield f"/usr/lib/python3.11/site-packages/torch/utils/checkpoint.py:{choose.randrange(900)}: UserWarning: use_reentrant should be passed"
 

@@ -49,7 +49,7 @@ def judge(data: bytes, name: str) -> Report:
     read = [{"name": each.name, "kind": each.kind, "bytes": each.nbytes, "problem": each.problem} for each in readings]
     about = {"environment": {}, "probes": (), "nodes": (), "ranks": list(run.ranks.values()), "run": {"world_size": run.world_size}, "sources": read}
     result = report.masked(Report(1, verdict.status, verdict.summary, 0.0, verdict.findings, False, **about))
-    shown = {form: report.render(result, form) for form in report.formats()}
+    shown = {form: report.render(result, form) for form in ("text", "json")}
     assert not [each.problem for each in readings if "the reader" in each.problem], [each.problem for each in readings]
     assert readings and verdict.findings, "no answer"
     assert all(each.isprintable() or each == "\n" for each in shown["text"]), shown["text"]
