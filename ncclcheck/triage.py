@@ -12,6 +12,8 @@ from ncclcheck.model import Culprit, Finding, Outcome, ProbeResult, Run, Status,
 UNDECIDED = frozenset({"agent-lost", "insufficient-evidence", "permission-denied", "probe-crashed", "rpc-timeout"})
 """Causes that leave the question open: they make a verdict unknown, not not-ready."""
 
+LIKELY = 0.5  # confidence below which a cause is a guess: it is said, and so is what would decide it
+
 
 def findings(run: Run) -> list[Finding]:
     """The causes found in a run, best first; insufficient-evidence where no rule knows better."""
@@ -54,6 +56,8 @@ def judge(run: Run) -> Verdict:
     best = found[0]
     if best.cause == "no-problem-found":
         return Verdict(Outcome.HEALTHY, best.title, found)
+    if best.confidence < LIKELY and best.cause != "insufficient-evidence":
+        return Verdict(Outcome.UNKNOWN, f"perhaps {best.title}; the evidence does not carry more", [*found, insufficient.finding(run)])
     return Verdict(Outcome.UNKNOWN if best.cause in UNDECIDED else Outcome.PROBLEM, best.title, found)
 
 

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from ncclcheck import recorder
-from ncclcheck.model import Evidence, Fact, Run
+from ncclcheck import positions, recorder
+from ncclcheck.model import Evidence, Run
+from ncclcheck.positions import Position
 from ncclcheck.recorder import COMPLETED, Dump, Group, Key, Signature
-
-_LARGEST = 1 << 16  # ranks; a larger number is misread
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """Where a rank is in one group: the last call it issued, and the oldest that has not completed (None: it waits for nothing here)."""
-
-    enqueued: int
-    pending: int | None
-    what: str  # all_reduce [1048576] Float, where it is known
-    evidence: Evidence
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +53,10 @@ class Waits:
     waiting: frozenset[int]  # ranks inside some call
     idle: tuple[int, ...]  # ranks that others wait for, and that wait for nobody
     absent: tuple[int, ...]  # ranks that others wait for, and of which neither a dump nor a position is known
-    circle: bool  # everybody waits, and some for each other
+    circle: tuple[int, ...]  # ranks that wait for each other
+    odd: int | None  # the one of the circle that most ranks wait for
+    stale: tuple[int, ...]  # ranks whose dump is older than the others': the job went on while they were written
+    held: Wait | None  # a call that all its members are in, and that everybody else waits for
     positions: Mapping[int, Position]  # of each rank, in the group that tells most
 
     def of(self, rank: int) -> Wait | None:
@@ -72,94 +66,128 @@ class Waits:
     @property
     def together(self) -> Wait | None:
         """The call in which every rank is, if nobody is behind, absent or elsewhere."""
-        if self.idle or self.absent or self.messages or self.circle or len(self.waits) != 1:
-            return None
-        return self.waits[0]
+        return self.held if len(self.waits) == 1 and not self.messages else None
+
+
+Places = Mapping[Key, Mapping[int, Position]]
+Edges = dict[int, set[int]]  # rank -> the ranks it waits for
 
 
 def of(run: Run) -> Waits:
     """The waits of a run, from its flight recorders and from what its watchdogs say."""
     dumps = recorder.by_rank(tuple(run.dumps))
     seen = recorder.members(tuple(run.dumps))
-    groups = _positions(run, dumps, seen)
-    waits = tuple(wait for key, places in groups.items() if (wait := _wait(key, places, run)) is not None)
-    messages = tuple(_messages(dumps, seen))
+    told = positions.of(run, dumps, seen)
+    stale = {rank for places in told.values() for rank, place in places.items() if rank in dumps and place.enqueued < _shared(places)}
+    groups = {key: {rank: _now(place, _shared(places)) for rank, place in places.items() if rank not in stale} for key, places in told.items()}
+    waits = tuple(wait for key, places in groups.items() if (wait := _wait(key, places, stale, run)) is not None)
+    messages = () if stale else tuple(_messages(dumps, seen))
     sending = {rank for rank, dump in dumps.items() if any(group.p2p.pending() is not None for group in dump.groups.values())}
+    sending |= {fact.rank for fact in run.of("timeout") if fact.rank is not None and positions.message(fact)}
     waiting = frozenset(sending | {rank for places in groups.values() for rank, place in places.items() if place.pending is not None})
     known = {rank for places in groups.values() for rank in places} | set(dumps)
+    edges = _edges(groups)
+    for message in messages:
+        if message.other is None:
+            edges.setdefault(message.rank, set()).add(message.peer)
     waited = {rank for wait in waits for rank in wait.behind} | {message.peer for message in messages if message.other is None}
-    idle = tuple(sorted(rank for rank in waited - waiting if rank in known))
-    absent = () if idle else tuple(sorted({rank for wait in waits for rank in wait.unknown} | {rank for rank in waited if rank not in known}))
-    positions: dict[int, Position] = {}
+    idle = () if stale else tuple(sorted(rank for rank in waited - waiting if rank in known))
+    circle = () if stale or idle else _circle(edges)
+    unknown = {rank for wait in waits if not wait.behind for rank in wait.unknown} | {rank for rank in waited if rank not in known}
+    absent = () if stale or idle or circle else tuple(sorted(unknown - waiting))
+    if not (stale or idle or circle or absent):
+        circle = _circle(_queued(groups, edges))
+    return Waits(
+        waits,
+        messages,
+        waiting,
+        idle,
+        absent,
+        circle,
+        _odd(circle, edges),
+        tuple(sorted(stale)),
+        None if stale or idle or circle or absent else _held(waits, edges),
+        _most_telling(groups),
+    )
+
+
+def _shared(places: Mapping[int, Position]) -> int:
+    """The newest call that somebody completed and that nobody completes before all have issued it."""
+    return max((place.shared for place in places.values()), default=0)
+
+
+def _now(place: Position, shared: int) -> Position:
+    """The position, if a peer's dump proves that the call it seemed to be inside of is over."""
+    if place.pending is None or place.pending > shared:
+        return place
+    return replace(place, pending=shared + 1 if place.enqueued > shared else None)
+
+
+def _edges(groups: Places) -> Edges:
+    """Who waits for whom to issue a call."""
+    edges: Edges = {}
     for places in groups.values():
+        for pending in {place.pending for place in places.values() if place.pending is not None}:
+            behind = {rank for rank, place in places.items() if place.enqueued < pending}
+            for rank, place in places.items():
+                if place.pending == pending:
+                    edges.setdefault(rank, set()).update(behind)
+    return edges
+
+
+def _queued(groups: Places, edges: Edges) -> Edges:
+    """Also who waits for whom to begin a call that stands behind another one there."""
+    heads: dict[int, tuple[float, Key]] = {}  # rank -> the oldest call that it is inside of
+    for key, places in groups.items():
         for rank, place in places.items():
-            if rank not in positions or (place.pending is not None and positions[rank].pending is None):
-                positions[rank] = place
-    return Waits(waits, messages, waiting, idle, absent, bool(waited) and not idle and not absent, positions)
-
-
-def _positions(run: Run, dumps: Mapping[int, Dump], members: Mapping[Key, Mapping[int, Group]]) -> dict[Key, dict[int, Position]]:
-    """Every group with the places of those of its members that are known; a watchdog's word counts where there is no dump."""
-    result: dict[Key, dict[int, Position]] = {}
-    for key, seen in members.items():
-        places = {rank: _of_group(dumps[rank], group) for rank, group in seen.items()}
-        for rank in set(key[1] or ()) & set(dumps) - set(seen):  # its recorder knows nothing of this group: it issued no call there
-            places[rank] = Position(0, None, "", dumps[rank].newest())
-        result[key] = places
-    names = {name: key for key, seen in members.items() for group in seen.values() for name in (group.name, group.desc)}
-    if "0" in names:
-        names.setdefault("default_pg", names["0"])
-    seen_ranks = [fact.rank for fact in run.of("position") + run.of("timeout") if fact.rank is not None and fact.rank < (run.world_size or _LARGEST)]
-    everybody = tuple(range(max(run.world_size or 0, max(seen_ranks, default=-1) + 1))) or None  # where rank 3 speaks there are ranks 0 to 2
-    for fact in [*run.of("position"), *run.of("timeout")]:
-        if fact.rank is None or fact.source is None or (place := _of_fact(fact)) is None:
-            continue
-        named = (_told_group(run, fact) or "default_pg").replace(")", "").split("(")
-        whole = {"default_pg", "0"} & set(named)
-        key = next((names[name] for name in named if name in names), ("default_pg" if whole else named[0], everybody if whole else None))
-        if fact.rank in dumps or (key[1] is not None and fact.rank not in key[1]):
-            continue
-        old = result.setdefault(key, {}).get(fact.rank)
-        if old is None or (place.enqueued, place.what) > (old.enqueued, old.what):
-            pending = place.pending if old is None or old.pending is None or place.pending is None else min(place.pending, old.pending)
-            result[key][fact.rank] = Position(place.enqueued, pending, place.what or (old.what if old else ""), place.evidence)
+            if place.pending is not None and (rank not in heads or _order(place) < heads[rank][0]):
+                heads[rank] = (_order(place), key)
+    result = {rank: set(peers) for rank, peers in edges.items()}
+    for rank, (_, key) in heads.items():
+        pending = groups[key][rank].pending
+        for peer, place in groups[key].items():
+            if place.pending == pending and (heads[peer][1] != key or place.record is None) and rank in edges.get(peer, ()):
+                result.setdefault(rank, set()).add(peer)
     return result
 
 
-def _told_group(run: Run, fact: Fact) -> str | None:
-    """The group that a line names; a time-out without a name belongs to the group in which that rank then says to be at that number."""
-    if fact.get("group") is not None:
-        return str(fact.get("group"))
-    seq = str(fact.get("seq"))
-    said = [other for other in run.of("position") if other.rank == fact.rank and other.get("group") is not None]
-    return next((str(other.get("group")) for other in said if (place := _of_fact(other)) is not None and str(place.pending) == seq), None)
+def _order(place: Position) -> float:
+    return math.inf if place.record is None else place.record
 
 
-def _of_group(dump: Dump, group: Group) -> Position:
-    calls = group.collectives
-    at = calls.pending()
-    if at is not None:
-        kind = dump.signatures[calls.kinds[at]]
-        return Position(group.enqueued or calls.seqs[-1], calls.seqs[at], f"{kind.operation} {kind.text}".rstrip(), dump.quote(calls, at))
-    if len(calls):  # all it recorded has completed
-        return Position(group.enqueued or calls.seqs[-1], None, "", dump.quote(calls, len(calls) - 1))
-    enqueued = group.enqueued or 0
-    pending = None if group.completed is None or group.completed >= enqueued else group.completed + 1
-    return Position(enqueued, pending, "", dump.newest())
+def _circle(edges: Edges) -> tuple[int, ...]:
+    """The ranks that wait for each other: what remains when first who waits for nobody, then whom nobody waits for, is taken away again and again."""
+    left = dict(edges)
+    while ends := [rank for rank, peers in left.items() if not peers & left.keys()]:
+        for rank in ends:
+            del left[rank]
+    while (waited := set().union(*left.values())) and (starts := left.keys() - waited):
+        for rank in starts:
+            del left[rank]
+    return tuple(sorted(left))
 
 
-def _of_fact(fact: Fact) -> Position | None:
-    assert fact.source is not None
-    numbers = {name: int(value) for name in ("enqueued", "completed", "seq") if str(value := fact.get(name)).lstrip("-").isdigit()}
-    if "seq" in numbers:
-        return Position(numbers["seq"], numbers["seq"], str(fact.get("op") or "").lower(), fact.source)
-    if "enqueued" not in numbers or "completed" not in numbers:
-        return None
-    enqueued, completed = max(numbers["enqueued"], 0), max(numbers["completed"], 0)
-    return Position(enqueued, completed + 1 if completed < enqueued else None, "", fact.source)
+def _odd(circle: Sequence[int], edges: Edges) -> int | None:
+    counts = Counter(peer for peers in edges.values() for peer in peers if peer in circle).most_common(2)
+    return counts[0][0] if counts and (len(counts) == 1 or counts[0][1] > counts[1][1]) else None
 
 
-def _wait(key: Key, places: Mapping[int, Position], run: Run) -> Wait | None:
+def _held(waits: Sequence[Wait], edges: Edges) -> Wait | None:
+    """The only call that is waited for by those of its members alone that wait for nobody else's."""
+    ends = [wait for wait in waits if not wait.behind and not wait.unknown and not any(edges.get(rank) for rank in wait.waiting)]
+    return ends[0] if len(ends) == 1 else None
+
+
+def _most_telling(groups: Places) -> Mapping[int, Position]:
+    result: dict[int, Position] = {}
+    for places in groups.values():
+        for rank, place in places.items():
+            if rank not in result or (place.pending is not None and result[rank].pending is None):
+                result[rank] = place
+    return result
+
+
+def _wait(key: Key, places: Mapping[int, Position], stale: Container[int], run: Run) -> Wait | None:
     pending = {rank: place.pending for rank, place in places.items() if place.pending is not None}
     if not pending:
         return None
@@ -167,7 +195,7 @@ def _wait(key: Key, places: Mapping[int, Position], run: Run) -> Wait | None:
     behind = tuple(sorted(rank for rank, place in places.items() if place.pending is None and place.enqueued < max(pending.values())))
     seq = max(pending.values()) if behind else min(pending.values())
     waiting = tuple(sorted(rank for rank, at in pending.items() if not behind or at <= seq))
-    unknown = tuple(rank for rank in ranks or () if rank not in places)
+    unknown = tuple(rank for rank in ranks or () if rank not in places and rank not in stale)
     first = [places[rank] for rank in waiting if pending[rank] == seq]
     what = next((place.what for place in first if place.what), "")
     return Wait(_label(name, run), seq, what, waiting, behind, unknown, tuple(place.evidence for place in first[:4]))
@@ -197,11 +225,3 @@ def _messages(dumps: Mapping[int, Dump], members: Mapping[Key, Mapping[int, Grou
             yield Message(rank, target if sends else source, sends, None, evidence)
         elif sends and other[1].must != signature.must and other[1].must and signature.must:
             yield Message(rank, target, sends, other[1], evidence)
-
-
-def culprits(messages: Sequence[Message]) -> tuple[int, ...]:
-    """Whom unanswered messages speak against: one who turned to the wrong peer while the right one waits; else both sides."""
-    waited = {message.peer for message in messages}
-    turned = {message.rank for message in messages}
-    odd = tuple(sorted(rank for rank in waited & turned if any(m.rank == rank and m.peer not in turned for m in messages)))
-    return odd if len(odd) == 1 else tuple(sorted({rank for message in messages for rank in (message.rank, message.peer)}))

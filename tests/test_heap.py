@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from running import until
 
-from ncclcheck.evidence import _archives, heap, source, workers
+from ncclcheck.evidence import _archives, _streams, heap, source, workers
 from ncclcheck.evidence.source import Reading
 
 LINE = b"gpu-04:811:900 [0] transport/net_ib.cc:199 NCCL WARN Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1b000\n"
@@ -220,6 +220,12 @@ def test_a_truncated_archive_gives_what_came_before_and_a_line(tmp_path: Path, m
         assert "b.tar/a.log" in found(readings)
 
 
+def test_an_empty_archive_or_folder_is_no_error(tmp_path: Path) -> None:
+    assert read(tmp_path) == {}
+    Path(tmp_path, "b.zip").write_bytes(zipped())
+    assert {name: reading.problem for name, reading in read(tmp_path).items()} == {"b.zip": "it holds no files"}
+
+
 def test_an_encrypted_member_is_named_and_the_others_are_read(tmp_path: Path) -> None:
     data = bytearray(zipped(**{"a.log": LINE, "locked.log": LINE}))
     at = data.rindex(b"PK\x01\x02")
@@ -232,7 +238,7 @@ def test_an_encrypted_member_is_named_and_the_others_are_read(tmp_path: Path) ->
 
 @pytest.mark.parametrize("pack", ["gz", "zip", "tar.gz", "gz in zip"])
 def test_a_bomb_is_refused_and_the_rest_is_read(tmp_path: Path, pack: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_archives, "RATIO_FROM", 4 << 20)
+    monkeypatch.setattr(_streams, "RATIO_FROM", 4 << 20)
     bomb = {
         "gz": lambda: gzip.compress(b"\0" * (32 << 20)),
         "zip": lambda: zipped(**{"a": b"\0" * (32 << 20)}),
@@ -249,7 +255,7 @@ def test_a_bomb_is_refused_and_the_rest_is_read(tmp_path: Path, pack: str, monke
 
 
 def test_an_archive_of_very_many_members_ends_at_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_archives, "MEMBERS", 20)
+    monkeypatch.setattr(_streams, "MEMBERS", 20)
     Path(tmp_path, "many.tar").write_bytes(tar(**{f"{number:03}": LINE for number in range(30)}))
     Path(tmp_path, "many.zip").write_bytes(zipped(**{f"{number:03}": LINE for number in range(30)}))
     readings = read(tmp_path)

@@ -223,9 +223,9 @@ ARCHIVES = {
 
 @pytest.mark.parametrize("name", ARCHIVES)
 def test_a_hostile_archive_gets_an_answer_and_the_rest_is_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ncclcheck.evidence import _archives
+    from ncclcheck.evidence import _streams
 
-    monkeypatch.setattr(_archives, "RATIO_FROM", 64 << 20)
+    monkeypatch.setattr(_streams, "RATIO_FROM", 64 << 20)
     Path(tmp_path, "a.tar").write_bytes(ARCHIVES[name])
     Path(tmp_path, "rank0.log").write_bytes(LINE)
     readings = triaged(tmp_path)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ncclcheck.evidence import text
+from ncclcheck.evidence import _chunks, text
 from ncclcheck.evidence._reads import anchors, compiled
 from ncclcheck.model import Fact
 
@@ -41,20 +41,20 @@ def test_lines_count_as_a_text_file_read_by_python_does(lines: list[str], end: s
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
 def test_lines_count_across_chunks_wherever_these_are_cut(end: bytes) -> None:
     for shift in range(4):
-        before = end.join([b"y" * 97] * (text.CHUNK // 97 * 2)) + b"z" * shift
+        before = end.join([b"y" * 97] * (_chunks.CHUNK // 97 * 2)) + b"z" * shift
         data = before + end + WARNING.format(3).encode() + end
         ((line, _),) = said(data)
         assert line == len(before.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")) + 1
 
 
-@pytest.mark.parametrize("size", [text.CHUNK - 1, text.CHUNK, text.CHUNK + 1, 3 * text.CHUNK + 7])
+@pytest.mark.parametrize("size", [_chunks.CHUNK - 1, _chunks.CHUNK, _chunks.CHUNK + 1, 3 * _chunks.CHUNK + 7])
 def test_a_line_longer_than_a_chunk_counts_as_one_and_hides_nothing_after_it(size: int) -> None:
     data = WARNING.format(1).encode() + b" " * size + b"\n" + WARNING.format(2).encode() + b"\n"
     assert [line for line, _ in said(data)] == [1, 2]
 
 
 def test_of_a_long_line_only_its_beginning_is_looked_at() -> None:
-    assert said(b" " * text.LONGEST_LINE + WARNING.format(1).encode()) == []
+    assert said(b" " * _chunks.LONGEST_LINE + WARNING.format(1).encode()) == []
 
 
 def test_a_pipe_that_gives_a_byte_at_a_time_reads_the_same() -> None:
@@ -83,7 +83,7 @@ def test_zeros_where_a_log_was_cut_hide_nothing() -> None:
 
 
 def test_what_is_said_very_often_is_kept_by_its_first_and_its_newest() -> None:
-    count = text.SAME + 3 * text.CHUNK // 100
+    count = text.SAME + 3 * _chunks.CHUNK // 100
     data = "\n".join(WARNING.format(number) for number in range(count)).encode()
     numbers = [line for line, _ in said(data)]
     assert numbers[: text.SAME] == list(range(1, text.SAME + 1))
@@ -114,7 +114,7 @@ def nasty(pattern: str) -> Iterator[str]:
     They are long enough that a pattern whose time grows with the cube of a line's length is found; with the square, as of
     everything that begins with \\w+, is what LONGEST_LINE allows for.
     """
-    size = text.LONGEST_LINE // 8
+    size = _chunks.LONGEST_LINE // 8
     literal = re.sub(r"\\[dws]|\(\?P<\w+>|[\\^$*+?()\[\]{}|]", " ", pattern)
     for piece in [*anchors(pattern), *sorted(set(literal)), literal, "a", "0", "rank 1 ", "1.", "a.", "a, ", "[", "("]:
         for tail in ("", "\x01", "!"):
@@ -147,7 +147,7 @@ def test_the_speaker_is_found_in_bounded_time_whatever_stands_before_a_line() ->
 
     for piece in ("[", "[0] ", "1:", "a:", "a.", "(Worker", "(Worker_TP0 pid=1) ", "2026-01-01 ", "[rank0]: ", "[PG ", "a-", "Jan 1 "):
         for tail in ("", "\x01"):
-            line = (piece * text.LONGEST_LINE)[: text.LONGEST_LINE] + tail
+            line = (piece * _chunks.LONGEST_LINE)[: _chunks.LONGEST_LINE] + tail
             start = time.perf_counter()
             places.of_line(line)
             assert time.perf_counter() - start < 1.0, piece

@@ -2,108 +2,22 @@
 
 from __future__ import annotations
 
-import bz2
 import io
-import lzma
 import stat
-import struct
 import tarfile
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import BinaryIO, Protocol, cast
+from collections.abc import Iterator
+from typing import BinaryIO, cast
 
+from ncclcheck.evidence._streams import DAMAGE, PIECE, Allowance, Counted, Refused, Source, Stored, Stream, said
+from ncclcheck.evidence._unpack import Unpacked, unpacker_of
 from ncclcheck.evidence.source import Reading
 from ncclcheck.units import bytes_text
 
-EXPANDED = 20 << 30  # bytes that one file may unpack to: a large job's logs fit, and to read more takes longer than anybody waits
-RATIO = 500  # how many times larger than itself: logs shrink to a tenth or, if they repeat one line, to a hundredth
-RATIO_FROM = 1 << 30  # bytes unpacked before the ratio counts: what is small does no harm
-MEMBERS = 100_000  # of one file, over all its layers
 DEPTH = 3  # archives in archives
 LONGEST_NAME = 1000  # characters
 SPOOL = 256 << 20  # bytes of a zip inside something else, which must be held as a whole
-PIECE = 1 << 18  # bytes unpacked at once
 _BLOCK = tarfile.BLOCKSIZE
-# NotImplementedError, a RuntimeError: a way of packing that zipfile does not know
-_DAMAGE = (EOFError, OSError, ValueError, RuntimeError, LookupError, struct.error, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
-
-
-class Stream(Protocol):
-    """Anything that reads like an open binary file."""
-
-    def read(self, size: int, /) -> bytes: ...
-
-
-class Refused(Exception):
-    """To read on could do harm; says why."""
-
-
-@dataclass(slots=True)
-class Allowance:
-    """What may still be unpacked of one file. `size` says how large that file is, in bytes, or how much of it was read."""
-
-    size: Callable[[], int]
-    alive: Callable[[], None] = lambda: None  # called whenever something was unpacked
-    expanded: int = 0
-    members: int = 0
-    refused: str = ""
-
-    def unpack(self, nbytes: int) -> None:
-        """Count bytes that were unpacked. Raises Refused over the limits."""
-        self.alive()
-        self.expanded += nbytes
-        if self.expanded > EXPANDED:
-            self._refuse(f"it unpacks to more than {bytes_text(EXPANDED)}")
-        if self.expanded > RATIO_FROM and self.expanded > RATIO * self.size():
-            self._refuse(f"it unpacks to more than {RATIO} times its size, as only a bomb does")
-
-    def member(self) -> None:
-        """Count a member. Raises Refused over the limit."""
-        self.members += 1
-        if self.members > MEMBERS:
-            self._refuse(f"it holds more than {MEMBERS} files")
-
-    def _refuse(self, why: str) -> None:
-        self.refused = f"{why}; the rest was not read"
-        raise Refused(self.refused)
-
-
-@dataclass(slots=True)
-class Source:
-    """One file's bytes, wherever they come from. They end early where they are damaged or refused; `problem` then says so."""
-
-    name: str
-    rest: Stream
-    note: str = ""  # what else is to be said about it
-    problem: str = ""
-    unsafe: bool = False
-    nbytes: int = 0
-    head: bytes = field(default=b"", repr=False)
-
-    def peek(self, size: int) -> bytes:
-        """The first bytes; reading still begins with them."""
-        while len(self.head) < size and (piece := self._next(size - len(self.head))):
-            self.head += piece
-        return self.head[:size]
-
-    def read(self, size: int, /) -> bytes:
-        """At most this many bytes; b"" is the end. Never raises for what is in it."""
-        piece, self.head = (self.head[:size], self.head[size:]) if self.head else (self._next(size), b"")
-        self.nbytes += len(piece)
-        return piece
-
-    def _next(self, size: int) -> bytes:
-        if self.problem:
-            return b""
-        try:
-            return self.rest.read(size)
-        except Refused as error:
-            self.problem, self.unsafe = str(error), True
-        except _DAMAGE as error:
-            self.problem = f"it is damaged after {bytes_text(self.nbytes + len(self.head))}: {_said(error)}"
-        return b""
 
 
 def sources(
@@ -115,15 +29,15 @@ def sources(
     """
     packed = Source(name, stream, note)
     inner = packed
-    if unpacker := _unpacker(packed.peek(6)):
+    if unpacker := unpacker_of(packed.peek(6)):
         if isinstance(unpacker, str):
             yield _not_read(name, unpacker)
             return
-        inner = Source(name, _Unpacked(packed, unpacker, allowance), note)
+        inner = Source(name, Unpacked(packed, unpacker, allowance), note)
         whole = None
     head = inner.peek(_BLOCK)
     archive = _tar if _is_tar(head) else _zip if head.startswith((b"PK\x03\x04", b"PK\x05\x06")) else None
-    if archive is None and (inner is packed or not _unpacker(head)):
+    if archive is None and (inner is packed or not unpacker_of(head)):
         yield inner
         return
     if depth == DEPTH:
@@ -132,9 +46,12 @@ def sources(
     if archive is None:
         yield from sources(inner, name, allowance, None, depth + 1, note)
         return
-    yield from archive(inner, name, allowance, whole, depth)
-    if inner.problem:
-        yield _not_read(name, inner.problem, inner.unsafe)
+    empty = True
+    for each in archive(inner, name, allowance, whole, depth):
+        empty = False
+        yield each
+    if inner.problem or empty:
+        yield _not_read(name, inner.problem or "it holds no files", inner.unsafe)
 
 
 def _tar(stream: Source, name: str, allowance: Allowance, whole: BinaryIO | None, depth: int) -> Iterator[Source | Reading]:
@@ -146,16 +63,16 @@ def _tar(stream: Source, name: str, allowance: Allowance, whole: BinaryIO | None
                 if info.issparse():
                     file = archive.extractfile(info)
                     assert file is not None
-                    yield from _member(_Counted(file, allowance), name, info.name, allowance, depth)
+                    yield from _member(Counted(file, allowance), name, info.name, allowance, depth)
                 elif info.isreg():
-                    yield from _member(_Stored(cast(Stream, archive.fileobj), info.size), name, info.name, allowance, depth)
+                    yield from _member(Stored(cast(Stream, archive.fileobj), info.size), name, info.name, allowance, depth)
                 elif not info.isdir():
                     skipped.append(info.name)
     except Refused as error:
         yield _not_read(name, str(error), unsafe=True)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         if not stream.problem:
-            yield _not_read(name, f"the archive is damaged: {_said(error)}; what came before was read")
+            yield _not_read(name, f"the archive is damaged: {said(error)}; what came before was read")
     yield from _left_out(name, skipped)
 
 
@@ -178,19 +95,19 @@ def _zip(stream: Source, name: str, allowance: Allowance, whole: BinaryIO | None
                     break
     except Refused as error:
         yield _not_read(name, str(error), unsafe=True)
-    except _DAMAGE as error:
-        yield _not_read(name, f"the archive is damaged: {_said(error)}")
+    except DAMAGE as error:
+        yield _not_read(name, f"the archive is damaged: {said(error)}")
     yield from _left_out(name, skipped)
 
 
 def _zipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, allowance: Allowance, depth: int) -> Iterator[Source | Reading]:
     try:
         file = archive.open(info)
-    except _DAMAGE as error:
-        yield _not_read(_inside(name, info.filename), f"it cannot be unpacked: {_said(error)}")
+    except DAMAGE as error:
+        yield _not_read(_inside(name, info.filename), f"it cannot be unpacked: {said(error)}")
         return
     with file:
-        yield from _member(_Counted(file, allowance), name, info.filename, allowance, depth)
+        yield from _member(Counted(file, allowance), name, info.filename, allowance, depth)
 
 
 def _member(stream: Stream, archive: str, name: str, allowance: Allowance, depth: int) -> Iterator[Source | Reading]:
@@ -227,128 +144,6 @@ def _spooled(stream: Source) -> BinaryIO:
 
 def _not_read(name: str, problem: str, unsafe: bool = False) -> Reading:
     return Reading(name, "not read", problem=problem, unsafe=unsafe)
-
-
-def _said(error: BaseException) -> str:
-    return str(error) or type(error).__name__
-
-
-@dataclass(slots=True)
-class _Stored:
-    """A tar's member; unlike tarfile's own reader it gives what is there of one that is cut off."""
-
-    archive: Stream
-    left: int
-
-    def read(self, size: int, /) -> bytes:
-        piece = self.archive.read(min(size, self.left)) if self.left else b""
-        if self.left and not piece:
-            raise EOFError("it ends in the middle")
-        self.left -= len(piece)
-        return piece
-
-
-@dataclass(slots=True)
-class _Counted:
-    """An archive's member that expands while it is read."""
-
-    rest: Stream
-    allowance: Allowance
-
-    def read(self, size: int, /) -> bytes:
-        piece = self.rest.read(min(size, PIECE))
-        self.allowance.unpack(len(piece))
-        return piece
-
-
-class _Unpacker(Protocol):
-    """What bz2 and lzma have, and zlib is made to have."""
-
-    @property
-    def eof(self) -> bool: ...
-
-    @property
-    def needs_input(self) -> bool: ...
-
-    @property
-    def unused_data(self) -> bytes: ...
-
-    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
-
-
-class _Gzip:
-    """zlib's decompressor of gzip's format, with bz2's and lzma's interface."""
-
-    def __init__(self) -> None:
-        self._zlib = zlib.decompressobj(zlib.MAX_WBITS | 16)
-
-    @property
-    def eof(self) -> bool:
-        return self._zlib.eof
-
-    @property
-    def needs_input(self) -> bool:
-        return not self._zlib.unconsumed_tail
-
-    @property
-    def unused_data(self) -> bytes:
-        return self._zlib.unused_data
-
-    def decompress(self, data: bytes, max_length: int, /) -> bytes:
-        return self._zlib.decompress(self._zlib.unconsumed_tail + data, max_length)
-
-
-class _Unpacked:
-    """The content of a compressed stream: of all its parts, if several were written one after the other."""
-
-    def __init__(self, packed: Source, unpacker: Callable[[], _Unpacker], allowance: Allowance) -> None:
-        self._packed, self._make, self._allowance = packed, unpacker, allowance
-        self._current: _Unpacker | None = unpacker()
-
-    def read(self, size: int, /) -> bytes:
-        while self._current is not None:
-            if self._current.eof:
-                self._begin_next(self._current.unused_data)
-                continue
-            data = self._packed.read(PIECE) if self._current.needs_input else b""
-            if piece := self._current.decompress(data, min(size, PIECE)):
-                self._allowance.unpack(len(piece))
-                return piece
-            if not data and self._current.needs_input and not self._current.eof:
-                raise (Refused if self._packed.unsafe else EOFError)(self._packed.problem or "it ends in the middle")
-        return b""
-
-    def _begin_next(self, rest: bytes) -> None:
-        """Another part, or the zeros that pad to a block's end, or garbage."""
-        while not (rest := rest.lstrip(b"\0")) and (more := self._packed.read(PIECE)):
-            rest = more
-        if len(rest) < 6:
-            rest += self._packed.read(6)
-        self._current = None
-        if not rest:
-            return
-        if _unpacker(rest) is not self._make:
-            raise ValueError("something else follows its end")
-        self._packed.head = rest + self._packed.head
-        self._current = self._make()
-
-
-def _unpacker(head: bytes) -> Callable[[], _Unpacker] | str | None:
-    """What unpacks a file that begins so; a text says why nothing does."""
-    if head.startswith(b"\x1f\x8b\x08"):
-        return _Gzip
-    if head.startswith(b"BZh"):
-        return bz2.BZ2Decompressor
-    if head.startswith(b"\xfd7zXZ\0"):
-        return lzma.LZMADecompressor
-    if head.startswith(b"\x28\xb5\x2f\xfd"):
-        try:
-            from compression import zstd  # type: ignore[import-not-found]  # Python 3.14
-        except ImportError:
-            return "it is packed with zstd, which this Python cannot unpack: zstd -d it and triage what comes out"
-        unpacker: Callable[[], _Unpacker] = zstd.ZstdDecompressor
-        return unpacker
-    return None
 
 
 def _is_tar(head: bytes) -> bool:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from ncclcheck.evidence import _archives, source, text, workers
-from ncclcheck.evidence._archives import Allowance, Refused, printable_name
+from ncclcheck.evidence._archives import printable_name
+from ncclcheck.evidence._streams import Allowance, Refused, Source
 from ncclcheck.evidence.source import Reading
 from ncclcheck.units import bytes_text
 
@@ -72,7 +73,7 @@ def _read(found: _Found, skip: int, watch: workers.Watch) -> Iterator[Reading]:
             yield each if isinstance(each, Reading) else reading(each)
 
 
-def reading(each: _archives.Source) -> Reading:
+def reading(each: Source) -> Reading:
     """Read one source, and say what is to be said about it."""
     result = source.read(each, each.name)
     problems = [text for text in (each.problem, result.problem if not each.problem else "", each.note) if text]

@@ -72,13 +72,16 @@ other agents to finish.
     log a.log: Training finished
     log a.log: node gpu-1 rc=0
     log a.log: [exiting program at iteration 500] datetime: 2026-01-02 10:00:00
+    log a.log: # Out of bounds values : 0 OK
     => ended
 
 Reads
     log a.log: slurmstepd: error: *** JOB 812 ON gpu-1 CANCELLED AT 2026-01-02T10:00:00 DUE TO TIME LIMIT ***
     log a.log: W0102 10:00:00.1 77 torch/distributed/elastic/agent/server/api.py:753] Received 15 death signal, shutting down workers
+    log a.log: torch.distributed.elastic.multiprocessing.api.SignalException: Process 71 got signal: 1
     => cancelled reason=TIME LIMIT
     => cancelled signal=15
+    => cancelled signal=1
 """
 
 import re
@@ -101,6 +104,8 @@ _WORDS = {
 _ENDED = "|".join(_WORDS)
 _SHELL = 128  # a shell gives 128 + the number of the signal
 MOST_TASKS = 4096
+MOST_FRAMES = 120  # lines of the table's traceback
+_RAISED = re.compile(r"^ {2,8}(?P<type>(?:\w{1,60}\.){0,9}[A-Z]\w{0,60}(?:Error|Exception|Interrupt|Exit|Warning)): ?(?P<message>.*)$")
 
 
 def _code(text: str) -> int:
@@ -127,9 +132,15 @@ def _table(line: Line, following: Iterator[Line]) -> Iterator[Fact]:
 
 def _first(line: Line, following: Iterator[Line]) -> Iterator[Fact]:
     """The rank that torchelastic of one node saw failing first."""
-    for _, other in zip(range(6), following, strict=False):
+    rank: int | None = None
+    for _, other in zip(range(MOST_FRAMES), following, strict=False):
         if match := re.search(r"rank      : (\d+) \(local_rank: ", other.text):
-            yield line.fact("first-failure", rank=int(match[1]))
+            rank = int(match[1])
+            yield line.fact("first-failure", rank=rank)
+        elif other.text.startswith("====") or (rank is not None and "error_file: <N/A>" in other.text):
+            return
+        elif rank is not None and (error := _RAISED.match(other.text)):
+            yield other.fact("error", {"type": error["type"], "message": error["message"], "where": ""}, rank=rank)
             return
 
 
@@ -226,6 +237,8 @@ READS = (
     Clue("ended", r"(?:^|[\s:|])[Tt]raining (?:is |has )?(?:finished|complete|completed|done)\b"),
     Clue("ended", r"\b(?:rc=0|exit code:? 0|exit status:? 0|EXIT_CODE=0|ExitCode=0)(?:$|[\s:])"),
     Clue("ended", r"exiting program at iteration "),
+    Clue("ended", r"# Out of bounds values : 0 OK"),
     Clue("cancelled", r"CANCELLED AT \S+ DUE TO (?P<reason>[A-Z ]*[A-Z])"),
     Clue("cancelled", r"Received (?P<signal>\S+) death signal, shutting down workers"),
+    Clue("cancelled", r"SignalException: Process \d+ got signal: (?P<signal>\d+)"),
 )

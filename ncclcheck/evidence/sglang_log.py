@@ -30,7 +30,7 @@ Reads
     => engine-timeout call=Scheduler
 
 Reads
-    log a.log: [2026-03-04 02:08:33 TP3] Watchdog timeout (self.watchdog_timeout=300)
+    log a.log: [2026-03-04 02:08:33 TP3] Watchdog timeout (self.watchdog_last_time=17.2, self.watchdog_timeout=300)
     => engine-timeout
 
 Reads
@@ -85,7 +85,7 @@ READS = (
     Clue("served", r"The server is fired up and ready to roll"),
     Clue("ended", r"Gracefully exiting\.\.\. remaining number of requests 0"),
     Clue("engine-timeout", r"\b(?P<call>\w{1,40}) watchdog timeout \(self\.watchdog_timeout="),
-    Clue("engine-timeout", r"Watchdog timeout \(self\.watchdog_timeout="),
+    Clue("engine-timeout", r"Watchdog timeout \(self\.watchdog_"),
     Clue("engine-timeout", r"Health check failed\. Server couldn't get a response|Hang detected on rank \d+ in PyExecutor"),
     Clue("engine-failed", r"(?:Scheduler|TpModelWorker|DetokenizerManager|TokenizerManager) hit an exception"),
     Block(r"Rank \d+ scheduler (?:is dead|died)", _died),

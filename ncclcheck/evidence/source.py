@@ -5,10 +5,10 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from ncclcheck import registry
 from ncclcheck.evidence import flight_recorder, text
+from ncclcheck.evidence._streams import Stream
 from ncclcheck.model import Evidence, Fact
 from ncclcheck.recorder import Dump
 
@@ -17,12 +17,6 @@ PIECE = 1 << 20  # bytes read at once
 LARGEST_DOCUMENT = 512 << 20  # bytes of a dump or JSON document, which must be read as a whole
 NOISE = 0.05  # the share of control characters above which something is not text; of random bytes it is 0.1
 _CONTROLS = bytes(byte for byte in range(32) if byte not in b"\t\n\r\x1b\f\b")[1:]
-
-
-class Stream(Protocol):
-    """An open binary file, or anything that reads like one."""
-
-    def read(self, size: int, /) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,17 +9,16 @@ import re
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from ahocorasick_rs import BytesAhoCorasick
 
 from ncclcheck import registry
 from ncclcheck.evidence import places
+from ncclcheck.evidence._chunks import LONGEST_LINE, chunks, pairwise
 from ncclcheck.evidence._reads import Line, Read, Statement, anchors, compiled
+from ncclcheck.evidence._streams import Stream
 from ncclcheck.model import Fact
 
-CHUNK = 1 << 20  # bytes scanned at once
-LONGEST_LINE = 1 << 14  # bytes of a line that are looked at: a pattern's time may grow with their square
 FOLLOWING = 2000  # lines that a block may look ahead, within the next chunk
 MANY = 20_000  # lines that matched one read, after which only the newest of each chunk are tried
 FEW = 16  # how many of the newest
@@ -27,12 +26,6 @@ SAME = 20_000  # facts of one kind that are kept of one file, and again as many 
 MOST_TEXT = 64 << 20  # characters of quoted lines that are kept of one file
 FAILED = "reader-failed"  # the kind of fact that says that a reader did
 _ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")  # colours and the like
-
-
-class Stream(Protocol):
-    """What is scanned: an open binary file, or anything that reads like one."""
-
-    def read(self, size: int, /) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +52,8 @@ def read(stream: Stream, file: str) -> Iterator[Fact]:
     """The facts in a text, in the order of its lines; a fact that the same speaker repeats is given once.
 
     Lines count as `Path.read_text().split("\\n")` does: "\\r\\n" and a lone "\\r" end a line too. Bytes that are not UTF-8
-    become U+FFFD; zeros, as a log has that was cut while it was written, are left out. Of what a file says very often, the first and the newest are given, the newest last.
+    become U+FFFD; zeros, as a log has that was cut while it was written, are left out. Of what a file says very often, the
+    first and the newest are given, the newest last.
     """
     seen: set[object] = set()
     kept: Counter[object] = Counter()
@@ -89,7 +83,7 @@ def _facts(stream: Stream, file: str) -> Iterator[Fact]:
     known = everything()
     matched = [0] * len(known.reads)
     before = 1  # the number of the chunk's first line
-    for chunk, ahead in _pairwise(_chunks(stream)):
+    for chunk, ahead in pairwise(chunks(stream)):
         number, counted = before, 0
         for start, end, owners in _hits(chunk, known, matched):
             number, counted = number + chunk.count(b"\n", counted, start), start
@@ -191,54 +185,3 @@ def _plain(text: str) -> str:
 def _line(plain: str, number: int, file: str) -> Line:
     place, body, time = places.of_line(plain)
     return Line(file, number, plain, body, place, time)
-
-
-def _chunks(stream: Stream) -> Iterator[bytes]:
-    """Pieces that end with a whole line, with "\\n" as the only line end. A line longer than a chunk is cut short."""
-    rest, skipping, carriage = b"", False, False
-    while piece := _filled(stream):
-        if carriage and piece.startswith(b"\n"):
-            piece = piece[1:]  # its "\r" already ended the line
-            carriage = False
-            if not piece:
-                continue
-        carriage = piece.endswith(b"\r")
-        if b"\0" in piece:
-            piece = piece.replace(b"\0", b"")
-        if b"\r" in piece:
-            piece = piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        if skipping:
-            at = piece.find(b"\n")
-            if at < 0:
-                continue
-            piece, skipping = piece[at:], False
-        piece = rest + piece
-        cut = piece.rfind(b"\n") + 1
-        if cut == 0 and len(piece) > CHUNK:
-            rest, skipping = piece[:LONGEST_LINE], True
-            continue
-        rest = piece[cut:]
-        if cut:
-            yield piece[:cut]
-    if rest:
-        yield rest
-
-
-def _filled(stream: Stream) -> bytes:
-    """The next CHUNK bytes, fewer only at the end: a pipe gives as little as it likes."""
-    pieces, missing = [], CHUNK
-    while missing and (piece := stream.read(missing)):
-        pieces.append(piece)
-        missing -= len(piece)
-    return b"".join(pieces)
-
-
-def _pairwise(chunks: Iterator[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """Each chunk with the one after it."""
-    current = next(chunks, None)
-    for following in chunks:
-        assert current is not None
-        yield current, following
-        current = following
-    if current is not None:
-        yield current, b""

@@ -57,9 +57,10 @@ socket has failed to connect to 10.9.0.7:29500 (errno: 113 - No route to host).
 delay=4ms): The client socket has failed (errno: 111 - Connection refused).
     log a.log: torch.distributed.DistNetworkError: The client socket has failed to connect to any network address of (gpu-1, 29500).
     log a.log: [W socket.cpp:764] [c10d] The client socket has failed to connect to [::ffff:10.0.0.9]:29500 (errno: 110 - Connection timed out).
-    => store-connect address=10.9.0.7 port=29500 errno=113
+    => store-connect address=10.9.0.7 port=29500 errno=113 tried=10.9.0.7
     => store-connect address=10.9.0.7 port=29500 waited=60s
     => store-connect address=gpu-1 port=29500 errno=111
+    => store-connect tried=10.0.0.9 errno=110
 
 Reads
     log a.log: [W socket.cpp:697] [c10d] The IPv6 network addresses of (gpu-1, 29500) cannot be retrieved (gai error: -2 - Name or service not known).
@@ -76,6 +77,7 @@ refused, remote=[10.0.0.3]:41002 (rank=8, size=16, local=[10.0.0.4])
 Reads
     log a.log: [rank3]:[W ProcessGroupNCCL.cpp:1575] Warning: WARNING: destroy_process_group() was not called before program exit, which \
 can leak resources.
+    log b.log: [rank1]:[W ProcessGroupNCCL.cpp:1250] Warning: WARNING: process group has NOT been destroyed before we destruct ProcessGroupNCCL.
     => left
 
 Reads
@@ -88,7 +90,14 @@ Reads
 CollectiveFingerPrint(SequenceNumber=6, OpType=ALLREDUCE, TensorShape=[4, 2], TensorDtypes=Float, \
 TensorDeviceTypes=TensorOptions(device=cuda)), but Rank 1 is running collective: CollectiveFingerPrint(SequenceNumber=6, OpType=BROADCAST, \
 TensorShape=[4], TensorDtypes=Long).Collectives differ in the following aspects: Op type: ALLREDUCE vs BROADCAST
+    log b.log: RuntimeError: Detected mismatch between collectives on ranks. Rank 1 is running collective: \
+CollectiveFingerPrint(SequenceNumber=9, OpType=ALLREDUCE, TensorShape=[1], TensorDtypes=Float), but Rank 2 is running collective: \
+CollectiveFingerPrint(SequenceNumber=0OpType=REDUCE).
+    log c.log: RuntimeError: Detected mismatch between collectives on ranks. Rank 0 is running inconsistent collective: \
+CollectiveFingerPrint(OpType=BROADCAST, TensorShape=[16], TensorDtypes=Float)
     => fingerprint seq=6 op=ALLREDUCE shape=4, 2 dtype=Float rank2=1 seq2=6 op2=BROADCAST shape2=4 dtype2=Long
+    => fingerprint seq=9 rank2=2 seq2=0 op2=REDUCE
+    => fingerprint op=BROADCAST shape=16
 
 Reads
     log a.log: [0]<stderr>:[2024-01-01 10:00:00.1: W horovod/common/stall_inspector.cc:105] One or more tensors were submitted to be \
@@ -125,11 +134,15 @@ Reads
 
 Reads
     log a.log: Initializing distributed: GLOBAL_RANK: 1, MEMBER: 2/8
+    log a.log: All distributed processes registered. Starting with 8 processes
+    log a.log: INFO:torch.distributed.distributed_c10d:Rank 1: Completed store-based barrier for key:store_based_barrier_key:1 with 8 nodes.
     log a.log: restart_count=0 master_addr=gpu-1 master_port=29500 group_rank=0 group_world_size=2 local_ranks=[0, 1] role_ranks=[0, 1] \
 global_ranks=[0, 1] role_world_sizes=[4, 4] global_world_sizes=[4, 4]
     log a.log: initializing model parallel; dist_world_size=16, world_size=16
     => world size=8
     => world size=4
+    => member size=8
+    => joined-all
 """
 
 import re
@@ -150,7 +163,7 @@ _STALLED = re.compile(
 )
 _ERRNO = re.compile(r"errno: (?P<errno>\d+) - (?P<reason>[^)]*)\)")
 _PRINT = (
-    r"CollectiveFingerPrint\((?:SequenceNumber=(?P<seq{n}>\d+), )?OpType=(?P<op{n}>\w+)(?:, TensorShape=\[(?P<shape{n}>[^\]]*)\])?"
+    r"CollectiveFingerPrint\((?:SequenceNumber=(?P<seq{n}>\d+)(?:, )?)?OpType=(?P<op{n}>\w+)(?:, TensorShape=\[(?P<shape{n}>[^\]]*)\])?"
     r"(?:, TensorDtypes=(?P<dtype{n}>\w+))?"
 )
 _NOT_MINE = ("/torch/", "/site-packages/", "/dist-packages/", "<frozen", "/lib/python")
@@ -197,11 +210,14 @@ def _stack(line: Line, following: Iterator[Line]) -> Iterator[Fact]:
 
 
 def _store_connect(line: Line, following: Iterator[Line]) -> Iterator[Fact]:
-    """A store that could not be reached. The address that torch prints beside the errno is garbled: only the one given to it counts."""
+    """A store that could not be reached. The address that torch prints beside the errno (`tried`) may be garbled: the one given to it counts."""
     where = re.search(r"\((?P<address>[^\s,()]+), (?P<port>\d+)\)", line.text) or re.search(r"to host (?P<address>\S+?):(?P<port>\d+) ", line.text)
     reason = _ERRNO.search(line.text)
     waited = re.search(r"timed out after (?P<waited>\w+) while", line.text)
+    tried = re.search(r"failed to connect to (?:\[(?:::ffff:)?(?P<tried>[^\]\s]+)\]|(?P<bare>[^\s\[\]]+)):\d+ \(errno", line.text)
     fields = {name: value for match in (where, reason, waited) if match for name, value in match.groupdict().items()}
+    if tried:
+        fields["tried"] = tried["tried"] or tried["bare"]
     if where or reason:
         yield line.fact("store-connect", _numbers(dict(fields)))
 
@@ -242,17 +258,20 @@ READS = (
     ),
     Clue("connect", r"gloo/transport/\S+\] (?i:connect) \[(?P<address>[^\]]*)\]:(?P<port>\d+): (?P<reason>[A-Z][\w ]*)"),
     Clue("connect", r"gloo/transport/\S+\] Connect (?P<reason>timeout) \[(?P<address>[^\]]*)\]:(?P<port>\d+)"),
-    Clue("left", r"destroy_process_group\(\) was not called before program exit"),
+    Clue("left", r"destroy_process_group\(\) was not called before program exit|process group has NOT been destroyed before we destruct"),
     Clue("loopback-fallback", r"Unable to resolve hostname to a \(local\) address"),
     Clue(
         "fingerprint",
         r"Detected mismatch between collectives on ranks\. Rank (?P<rank>\d+) is running (?:\w+ )?collective: "
         + _PRINT.format(n="")
-        + r".*?but Rank (?P<rank2>\d+) is running (?:\w+ )?collective: "
-        + _PRINT.format(n="2"),
+        + r"(?:.*?but Rank (?P<rank2>\d+) is running (?:\w+ )?collective: "
+        + _PRINT.format(n="2")
+        + ")?",
     ),
     Block(r"One or more tensors were submitted to be reduced, gathered or broadcasted by subset of ranks", _stall),
     Clue("world", r"GLOBAL_RANK: (?P<rank>\d+), MEMBER: \d+/(?P<size>\d+)"),
+    Clue("member", r"GLOBAL_RANK: (?P<rank>\d+), MEMBER: \d+/(?P<size>\d+)"),
+    Clue("joined-all", r"All distributed processes registered\.|Completed store-based barrier for key"),
     Clue("world", r"global_world_sizes=\[(?P<size>\d+)"),
     Clue("rendezvous", r"\bmaster_addr=(?P<address>[\w.:-]+) master_port=(?P<port>\d+)"),
     Clue("rendezvous", r"--rdzv[-_]endpoint[= ](?P<address>[\w.-]+|\[[\da-f:]+\]):(?P<port>\d+)"),

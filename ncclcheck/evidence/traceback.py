@@ -36,7 +36,7 @@ _FRAME = re.compile(r'^\s*(?:\| )?File "(?P<file>[^"]+)", line (?P<line>\d+), in
 _NAME = (
     r"(?:\w{1,60}\.){0,12}[A-Z_]\w{0,80}?(?:Error|Exception|Interrupt|Exit|Warning|Timeout|Empty|Full|Failure|Fault|Closed)\w{0,40}(?:\(\w{1,80}\))?"
 )
-_ERROR = re.compile(rf"^(?P<type>{_NAME}|(?:\w{1, 60}\.){1, 12}[A-Z]\w{0, 80}): ?(?P<message>.*)$|^(?P<bare>{_NAME})$")
+_ERROR = re.compile(rf"^\s{{0,8}}(?P<type>{_NAME}|(?:\w{{1,60}}\.){{1,12}}[A-Z]\w{{0,80}}): ?(?P<message>.*)$|^(?P<bare>{_NAME})$")
 _SAID = re.compile(rf"(?:^|[\s\]:|])(?P<type>{_NAME}): (?P<message>\S.*)$")
 _LOGGED = re.compile(r"^\[?[\w.]+\.py:\d+\]?:?\s|^\[[\w.]+\.py:\d+\]$")  # what a Python logger puts before each line
 _HANDLED = re.compile(r"\b(?:WARNING|WARN|INFO|DEBUG)\b")

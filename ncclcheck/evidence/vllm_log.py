@@ -98,6 +98,10 @@ Reads
     => engine-wait
 
 Reads
+    log gpu-11.log: (APIServer pid=70) DEBUG 03-02 10:00:12 [v1/engine/utils.py:773] Waiting for 1 local, 2 remote core engine proc(s) to start.
+    => engines-awaited local=1 remote=2
+
+Reads
     log gpu-11.log: (EngineCore pid=77) ERROR 03-02 10:09:00 [core.py:1510] EngineCore failed to start.
     => engine-failed
 """
@@ -177,6 +181,7 @@ READS = (
     Block(r"Worker \w+ pid \d+ died, exit code: ", _old_code),
     Clue("engine-timeout", r"RPC call to (?P<call>\w+) timed out"),
     Clue("engine-timeout", r"Engine iteration timed out|RayChannelTimeoutError"),
+    Clue("engines-awaited", r"Waiting for (?P<local>\d+) local, (?P<remote>\d+) remote core engine proc"),
     Clue("engine-wait", r"No available (?:shared memory broadcast )?block found in "),
     Clue(
         "engine-failed",

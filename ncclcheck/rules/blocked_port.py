@@ -17,6 +17,28 @@ Blames
 Connection timed out, remote=[10.0.0.3]:41002 (rank=8, size=16, local=[10.0.0.4])
     => 8
 
+Blames
+    log a.log: [W socket.cpp:663] [c10d] The client socket has failed to connect to 10.9.0.1:29500 (errno: 110 - Connection timed out).
+    => -
+
+Blames
+    log a.log: [W socket.cpp:663] [c10d] The client socket has failed to connect to 10.9.0.1:29500 (errno: 113 - No route to host).
+    log a.log: # ufw status
+    log a.log: Status: active
+    => -
+
+Blames
+    log a.log: [W socket.cpp:663] [c10d] The client socket has failed to connect to 10.9.0.1:29500 (errno: 110 - Connection timed out).
+    log a.log: 64 bytes from 10.9.0.1: icmp_seq=1 ttl=64 time=0.2 ms
+    log a.log: Active: active (running) since Mon; firewalld.service - firewalld - dynamic firewall daemon
+    log a.log: Chain INPUT (policy DROP)
+    => -
+
+Blames
+    log a.log: ERROR: Unable to connect to GCS (ray head) at 10.9.0.1:6379. Check that (1) Ray GCS with matching version started successfully
+    log a.log: 64 bytes from 10.9.0.1: icmp_seq=1 ttl=64 time=0.2 ms
+    => -
+
 Spares
     fact master @ b name=node0 address=10.0.0.1 port=29600 answer=refused text=refused
 
@@ -27,6 +49,7 @@ Connection refused, remote=[127.0.0.1]:41002 (rank=8, size=16, local=[127.0.0.1]
 
 import re
 
+from ncclcheck.evidence._reads import Clue
 from ncclcheck.model import Culprit, Evidence, Finding, Run
 from ncclcheck.rules import _reading as reading
 
@@ -36,12 +59,40 @@ _REMEDY = (
     "sysctl net.ipv4.ip_local_port_range): firewall-cmd --list-all, ufw status, iptables -L -n, nft list ruleset, security groups"
 )
 _FILTERED = (110, 113)  # timed out; no route to host, which is also how firewalls that reject answer
+_NO_HOST = re.compile(r"(?:22[4-9]|2[345]\d)\.\d")  # multicast, reserved, a netmask
 _SAYS_SO = re.compile(r"timed? ?out|timeout|No route to host", re.I)
+
+
+READS = (
+    Clue("firewall", r"^Status: active\b|Active: active .{0,60}firewalld|Chain (?:INPUT|FORWARD) \(policy DROP"),
+    Clue("answers-ping", r"\d+ bytes from (?:[\w.-]{1,80} \()?(?P<address>[\d.]{7,15})\)?: icmp_seq="),
+    Clue("ray-unreachable", r"(?:Unable|Failed) to connect to GCS (?:\(ray head\) )?at (?:address )?(?P<address>[\d.]{7,15}):(?P<port>\d+)"),
+)
 
 
 def check(run: Run) -> list[Finding]:
     """Ports that say nothing: the master's, seen by an agent; the store's, where node 0 waits; a peer's, after the store was reached."""
-    return [*_master(run), *_store(run), *_peers(run)]
+    return [*_master(run), *(_store(run) or _dropped(run)), *_peers(run)]
+
+
+def _dropped(run: Run) -> list[Finding]:
+    """The address alone is known, and that nothing came back from it; a firewall in the report, or an answer to a ping, says more."""
+    facts = [fact for fact in run.of("store-connect") if fact.get("errno") in _FILTERED and re.match(r"[1-9]", str(fact.get("tried", "")))]
+    walls, pings = run.of("firewall"), run.of("answers-ping")
+    if not facts:
+        facts = [fact for fact in run.of("ray-unreachable") if fact.get("address") in {ping.get("address") for ping in pings} or walls]
+    address = str(facts[0].get("tried") or facts[0].get("address")) if facts else ""
+    answered = [ping for ping in pings if ping.get("address") == address]
+    if not facts or _NO_HOST.match(address) or (not walls and not answered and any(fact.get("errno") == 113 for fact in facts)):
+        return []
+    known = "; a firewall is active" if walls else ""
+    known += "; the host itself answers" if answered else ""
+    ranks = sorted({fact.rank for fact in facts if fact.rank is not None})
+    culprit = Culprit(ranks=ranks or None, hosts=list(dict.fromkeys(fact.host for fact in facts if fact.host)) or None)
+    title = f"connections to {address} are dropped{known}"
+    remedy = _REMEDY.format(address=address, port=facts[0].get("port") or "PORT")
+    confidence = 0.85 if walls or answered else 0.5
+    return [Finding("blocked-port", title, culprit, confidence, reading.quote(*facts[:6], *walls[:2], *answered[:1]), remedy)]
 
 
 def _master(run: Run) -> list[Finding]:

@@ -33,6 +33,22 @@ Blames
     log a.log: [0]<stderr>:2: [allreduce.w, allreduce.b]
     => 2
 
+Blames
+    log a.log: RuntimeError: Detected mismatch between collectives on ranks. Rank 0 is running inconsistent collective: CollectiveFingerPrint(OpType=BROADCAST, TensorShape=[16], TensorDtypes=Float)
+    => -
+
+Blames
+    log a.log: gpu-1:7:9 [5] init.cc:1247 NCCL WARN Mismatched collective detected, please check your collective calls at and around rank 6.
+    => -
+
+Blames
+    log a.log: gpu-1:7:9 [5] transport/net_ib.cc:1 NCCL WARN NET/IB : peer 10.9.0.1 collective mismatch error, local size 4 remote size 8
+    => -
+
+Blames
+    log a.log: RuntimeError: [gloo/transport/tcp/pair.cc:446] op.preamble.length <= op.nbytes. 64 vs 8
+    => -
+
 Spares
     rank 0 @ a: init, all_reduce...
     rank 1 @ b: init, all_reduce...
@@ -47,6 +63,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from ncclcheck import recorder, waits
+from ncclcheck.evidence._reads import Statement
 from ncclcheck.model import Culprit, Evidence, Fact, Finding, Run
 from ncclcheck.rules import _reading as reading
 
@@ -72,6 +89,25 @@ _IN_COLLECTIVE = re.compile(
 _OWN_INPUT = ("ALLTOALL", "GATHER", "SCATTER", "ALLGATHER", "_REDUCE_SCATTER", "REDUCE_SCATTER", "COALESCED", "SEND", "RECV")  # inputs may differ
 
 
+READS = (
+    Statement(
+        r"Mismatched collective detected, please check your collective calls at and around rank (?P<near>\d+)",
+        "NCCL found ranks in different collectives, at or around rank {near}",
+        _REMEDY + "; NCCL_DEBUG=INFO NCCL_DEBUG_SUBSYS=COLL logs each call with its size",
+        0.93,
+        "nobody",
+    ),
+    Statement(r"NCCL WARN .{0,200}collective mismatch error", "NCCL got a message of another size than expected", _REMEDY, 0.85, "nobody"),
+    Statement(
+        r"op\.preamble\.length <= op\.nbytes\. (?P<sent>\d+) vs (?P<expected>\d+)",
+        "Gloo got {sent} bytes where {expected} were expected: ranks issue different collectives, or tensors of different size",
+        _REMEDY,
+        0.88,
+        "nobody",
+    ),
+)
+
+
 def check(run: Run) -> list[Finding]:
     """Different operations at one place of the sequence: as announced, as recorded, or as the watchdogs quote them; or groups in different order."""
     return (
@@ -95,8 +131,11 @@ def _fingerprints(run: Run) -> list[Finding]:
             fact.get(name): (str(fact.get(f"op{n}", "")).lower(), fact.get(f"shape{n}"), fact.get(f"dtype{n}"))
             for name, n in (("rank", ""), ("rank2", "2"))
         }
-        pairs = {fact.rank if rank is None else rank: call for rank, call in pairs.items()}
+        pairs = {fact.rank if name is None and index == 0 else name: call for index, (name, call) in enumerate(pairs.items())}
         issued = {int(rank): f"{op} of shape [{shape}] {dtype or ''}".rstrip() for rank, (op, shape, dtype) in pairs.items() if str(rank).isdigit()}
+        if len(issued) == 1:
+            title = "torch's check found ranks in different collectives: " + ", ".join(f"rank {rank} issued {what}" for rank, what in issued.items())
+            result.append(Finding("collective-mismatch", title, Culprit(), 0.9, reading.quote(fact), _REMEDY))
         if len(issued) == 2:
             result.append(_finding(run, int(fact.get("seq") or 0), issued, sorted(issued), reading.quote(fact)))
     return result[:1]
@@ -149,7 +188,10 @@ def _elsewhere(run: Run) -> list[Finding]:
 
 def _after_the_end(run: Run) -> list[Finding]:
     """One rank alone in a collective, after the training said that it ended: what follows it runs on that rank only."""
-    ended, timeouts = run.of("ended"), run.of("timeout")
+    ended, timeouts = (
+        [fact for fact in run.of("ended") if fact.rank is None or fact.rank in {late.rank for late in run.of("timeout")}],
+        run.of("timeout"),
+    )
     if (
         not ended
         or len({fact.rank for fact in timeouts}) != 1
@@ -224,11 +266,12 @@ def _crossed(run: Run) -> list[Finding]:
     if not found.circle or found.messages:
         return []
     where = "; ".join(f"{wait}, for {', '.join(f'rank {rank}' for rank in wait.behind[:8])}" for wait in found.waits if wait.behind)
+    who = "" if found.odd is None else f"; {run.name(found.odd)} is the one that most others wait for"
     return [
         Finding(
             "collective-mismatch",
-            f"process groups are used in different order, and their members wait for each other: {where}",
-            Culprit(),
+            f"process groups are used in different order, and their members wait for each other: {where}{who}",
+            Culprit() if found.odd is None else run.blame([found.odd]),
             0.8,
             [line for wait in found.waits for line in wait.evidence[:2]],
             "issue the collectives of several groups in the same order on every rank that is in more than one of them",

@@ -21,6 +21,17 @@ Blames
     log a.log: [rank0]: RuntimeError: [enforce fail at inline_container.cc:626] . unexpected pos 64 vs 0
     => 0
 
+Blames
+    log a.log: [rank0]: SafetensorError: Error while serializing: IoError(Os { code: 28, kind: StorageFull, message: "No space left on device" })
+    => 0
+
+Blames
+    log a.log: [rank2]: RuntimeError: [enforce fail at inline_container.cc:603] . PytorchStreamWriter failed writing file data/1: file write failed
+    => 2
+
+Spares
+    log a.log: gpu-1:7:9 [0] NCCL WARN Call to posix_fallocate failed: No space left on device
+
 Spares
     fact agent-failed @ b type=TypeError message=x errno=0
 
@@ -39,10 +50,12 @@ _REMEDY = "df -h . /tmp /dev/shm; df -i .   # there; then free space, or choose 
 _LOGGED = "df -h; df -i; quota -s   # on that host; then free space, keep fewer checkpoints, or write them and TMPDIR to another file system"
 
 READS = (
-    Statement(r"\[Errno 28\] No space left on device(?!.*/dev/shm)", "{who} could not write: no space left on the device", _LOGGED, 0.9),
+    Statement(
+        r"^(?!.*(?:/dev/shm|NCCL|psm_)).*No space left on device(?!.*/dev/shm)", "{who} could not write: no space left on the device", _LOGGED, 0.9
+    ),
     Statement(r"Disk quota exceeded", "{who} could not write: the disk quota is used up", _LOGGED, 0.92),
     Statement(
-        r"inline_container\.cc:\d+\] .{0,3}unexpected pos",
+        r"inline_container\.cc:\d+\] .{0,3}(?:unexpected pos|PytorchStreamWriter failed writing file)",
         "{who} could not finish writing a checkpoint: the disk is full or went away",
         _LOGGED,
         0.75,

@@ -18,6 +18,20 @@ Blames
     log b.log: node-b:12:12 [0] NCCL INFO ncclCommInitRank comm 0x2 rank 1 nranks 2 cudaDev 0 busId 60 commId 0xab - Init START
     => node-a node-b
 
+Blames
+    log gpu-1.log: Initializing distributed: GLOBAL_RANK: 0, MEMBER: 1/4
+    log gpu-2.log: Initializing distributed: GLOBAL_RANK: 0, MEMBER: 1/4
+    => gpu-1 gpu-2
+
+Blames
+    log a.sh: torchrun --nnodes=2 --node-rank=0 --master-addr=10.9.0.1 train.py
+    log b.sh: torchrun --nnodes=2 --node-rank=0 --master-addr=10.9.0.1 train.py
+    => -
+
+Spares
+    log a.sh: torchrun --nnodes=2 --node-rank=0 --master-addr=10.9.0.1 train.py
+    log b.sh: torchrun --nnodes=2 --node-rank=1 --master-addr=10.9.0.1 train.py
+
 Spares
     fact hello @ a conflict=nnodes node_rank=0 value=2
 
@@ -32,7 +46,7 @@ from ncclcheck.rules import _reading as reading
 
 EXPLAINS = ("missing_rank_at_rendezvous",)
 _REMEDY = (
-    "give each node its own --node-rank (0 to nnodes - 1), and each process its own RANK (node_rank x nproc_per_node + LOCAL_RANK): "
+    "give each node its own --node-rank (0 to nnodes - 1; NODE_RANK for Lightning, --machine_rank for accelerate), and each process its own RANK (node_rank x nproc_per_node + LOCAL_RANK): "
     "ps -ef | grep -E 'node.rank|RANK'   # on every node; one of them has another one's number"
 )
 
@@ -49,8 +63,34 @@ READS = (
 
 
 def check(run: Run) -> list[Finding]:
-    """Agents whose node_rank another one has too, and processes that gave one communicator the same rank."""
-    return [*_agents(run), *_communicators(run)]
+    """Agents whose node_rank another one has too, processes that gave one communicator the same rank, and nodes started as the same one."""
+    return [*_agents(run), *(_communicators(run) or _members(run) or _commands(run))]
+
+
+def _members(run: Run) -> list[Finding]:
+    """Lightning's processes on different hosts that take the same global rank."""
+    claims: dict[object, dict[str, Fact]] = {}
+    for fact in run.of("member"):
+        if fact.host and fact.rank is not None:
+            claims.setdefault(fact.rank, {})[fact.host] = fact
+    for rank, facts in claims.items():
+        if len(facts) > 1:
+            title = f"rank {rank} is claimed twice: on {' and '.join(facts)}"
+            return [Finding("duplicate-rank", title, Culprit(hosts=list(facts)), 0.85, reading.quote(*facts.values()), _REMEDY)]
+    return []
+
+
+def _commands(run: Run) -> list[Finding]:
+    """Commands of several nodes, each in a file of its own, with the same node rank."""
+    launches: dict[object, dict[str, Fact]] = {}
+    for fact in run.of("launch"):
+        if fact.source and isinstance(nodes := fact.get("nnodes"), int) and nodes > 1 and fact.get("node_rank") is not None:
+            launches.setdefault(fact.get("node_rank"), {})[fact.source.file] = fact
+    for number, facts in launches.items():
+        if len(facts) > 1:
+            title = f"node rank {number} is given to several nodes: in {' and '.join(list(facts)[:4])}"
+            return [Finding("duplicate-rank", title, Culprit(), 0.8, reading.quote(*list(facts.values())[:4]), _REMEDY)]
+    return []
 
 
 def _agents(run: Run) -> list[Finding]:

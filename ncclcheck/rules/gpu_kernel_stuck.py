@@ -22,7 +22,7 @@ from ncclcheck.model import Culprit, Finding, Run
 def check(run: Run) -> list[Finding]:
     """All ranks in one call, none behind; which GPU holds it cannot be told from this."""
     wait = waits.of(run).together
-    if wait is None or len(wait.waiting) < 2 or (run.world_size or 0) > len(wait.waiting) or wait.unknown:
+    if not run.dumps or wait is None or len(wait.waiting) < 2 or (run.world_size or 0) > len(wait.waiting) or wait.unknown:
         return []
     return [
         Finding(

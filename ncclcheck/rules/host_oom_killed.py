@@ -19,8 +19,9 @@ Blames
     => 10.4.0.2
 
 Blames
-    log a.log: ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory. Memory on the node (IP: 10.4.0.3, \
-ID: 5f) where the task (task ID: 1) was running was 62.1GB / 62.7GB
+    log a.log: ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory.
+    log a.log: Memory on the node (IP: 10.4.0.3, ID: 5f) where the task (task ID: 1) was running was 62.1GB / 62.7GB (0.990), which exceeds the \
+memory usage threshold of 0.95.
     => 10.4.0.3
 
 Blames
@@ -61,11 +62,12 @@ READS = (
         0.95,
     ),
     Statement(
-        r"killed due to the node running low on memory\.(?:.*?IP: (?P<host>[\w.:-]+),)?",
+        r"Memory on the node \(IP: (?P<host>[\w.:-]{1,80}), ID: ",
         "Ray killed a task on {host} because its memory was used up",
         _RAY,
         0.95,
     ),
+    Statement(r"killed due to the node running low on memory\.", "Ray killed a task because its node's memory was used up", _RAY, 0.93, "nobody"),
     Statement(r"node was low on resource: memory", "Kubernetes evicted a pod because its node was low on memory", _KUBERNETES, 0.9, "host"),
     Statement(
         r"DataLoader worker \(pid (?P<worker>\d+)\) is killed by signal: Killed",
@@ -85,4 +87,11 @@ def check(run: Run) -> list[Finding]:
     hosts = list(dict.fromkeys(fact.host for fact in facts if fact.host))
     who = ", ".join(run.name(rank) for rank in ranks[:4]) or f"{facts[0].get('name', 'a process')} (pid {facts[0].pid})"
     title = f"the kernel's out-of-memory killer ended {who}" + (f" on {hosts[0]}" if hosts and not ranks else "")
+    alive = {fact.rank for kind in ("stack", "state") for fact in run.of(kind)}
+    if not ranks and run.ranks and alive >= run.ranks.keys():  # every rank was seen alive: it was somebody else's process, or long ago
+        return [
+            Finding(
+                "host-oom-killed", f"{title}, which is none of this job's ranks", Culprit(hosts=hosts or None), 0.4, reading.quote(*facts[:8]), _SLURM
+            )
+        ]
     return [Finding("host-oom-killed", title, Culprit(ranks=ranks or None, hosts=hosts or None), 0.93, reading.quote(*facts[:8]), _SLURM)]

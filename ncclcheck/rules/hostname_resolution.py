@@ -30,6 +30,15 @@ Blames
     log a.log: ssh: Could not resolve hostname gpu-9: Name or service not known
     => gpu-9
 
+Blames
+    log a.log: ValueError: host not found: Name or service not known
+    => -
+
+Blames
+    log node-b.log: [W socket.cpp:697] [c10d] The client socket has failed to connect to [::ffff:0.18.214.135]:41233 (errno: 110 - Connection timed out).
+    log node-b.log: [E socket.cpp:753] [c10d] The client socket has failed to connect to any network address of (1234567, 41233).
+    => node-b
+
 Spares
     log node-b.log: [W socket.cpp:697] [c10d] The IPv6 network addresses of (gpu-1, 29500) cannot be retrieved (gai error: -2 - Name or \
 service not known).
@@ -63,6 +72,12 @@ _NAME = (
 READS = (
     Statement(r"gaierror: \[Errno -\d+\] (?P<why>[A-Z][\w ]*)", "a name does not resolve where {who} runs: {why}", _NAME.format(name="NAME"), 0.85),
     Statement(
+        r"host not found: (?P<why>[A-Z][\w ]*)",
+        "the master address does not resolve where {who} runs: {why}",
+        _NAME.format(name="MASTER_ADDR") + "; in Kubernetes its Service (DNS entry) may come later than the pod: wait for it in an init container",
+        0.85,
+    ),
+    Statement(
         r"Could not resolve hostname (?P<host>[\w.-]+)",
         "the name {host} does not resolve where the job was launched",
         _NAME.format(name="{host}"),
@@ -73,7 +88,22 @@ READS = (
 
 def check(run: Run) -> list[Finding]:
     """Names that a node could not follow to another machine, and ranks that gave their peers the loopback address."""
-    return [*_resolved(run), *_loopback(run), *_unresolved(run)]
+    return [*_resolved(run), *_loopback(run), *_unresolved(run), *_number(run)]
+
+
+def _number(run: Run) -> list[Finding]:
+    """A host's name of digits alone, which the resolver takes for an IPv4 address (7348175 is 0.112.31.207)."""
+    facts = [fact for fact in run.of("store-connect") if re.match(r"0\.(?!0\.0\.0)", str(fact.get("tried", "")))]
+    if not facts:
+        return []
+    name = next((fact.get("address") for fact in run.of("store-connect") if str(fact.get("address", "")).isdigit()), "the host's name")
+    hosts = list(dict.fromkeys(fact.host for fact in facts if fact.host))
+    remedy = (
+        "hostnamectl set-hostname NAME   # one that has a letter in it (docker run --hostname NAME for a container); "
+        "or torchrun --nnodes 1 --master-addr localhost --master-port 29500 instead of --standalone; MASTER_ADDR with the node's real address"
+    )
+    title = f"the host's name {name} is a number, and is taken for the address {facts[0].get('tried')}"
+    return [Finding("hostname-resolution", title, Culprit(hosts=hosts or None), 0.9, reading.quote(*facts[:6]), remedy)]
 
 
 def plausible(name: str) -> bool:

@@ -77,6 +77,10 @@ Blames
     => -
 
 Blames
+    log trtllm.log: [TensorRT-LLM][ERROR] Assertion failed: Can't allocate new blocks. No free blocks left.
+    => -
+
+Blames
     log trtllm.log: RuntimeError: Executor creation failed due to insufficient GPU memory.
     => -
 
@@ -183,7 +187,7 @@ READS = (
         0.9,
     ),
     Statement(
-        r"Impossible to fit in any sequence in kvCacheManager|Executor creation failed due to insufficient GPU memory",
+        r"Impossible to fit in any sequence in kvCacheManager|No free blocks left|Executor creation failed due to insufficient GPU memory",
         "the KV cache of TensorRT-LLM does not hold one sequence",
         f"{_HELD}; then more free_gpu_memory_fraction, a smaller max_seq_len, max_num_tokens or max_batch_size, or more --tp_size",
         0.93,

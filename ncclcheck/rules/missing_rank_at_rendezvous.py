@@ -52,6 +52,27 @@ Blames
     log a.log: train-worker-3   0/1     ImagePullBackOff   0          12m
     => train-worker-3
 
+Blames
+    log a.log: (APIServer pid=70) DEBUG 03-02 10:00:12 [v1/engine/utils.py:773] Waiting for 0 local, 2 remote core engine proc(s) to start.
+    => -
+
+Blames
+    log a.log: pdsh@gpu-1: gpu-9: ssh exited with exit code 255
+    => gpu-9
+
+Blames
+    log a.log: Initializing distributed: GLOBAL_RANK: 0, MEMBER: 1/3
+    log a.log: Initializing distributed: GLOBAL_RANK: 2, MEMBER: 3/3
+    => 1
+
+Spares
+    log a.log: (APIServer pid=70) DEBUG 03-02 10:00:12 [v1/engine/utils.py:773] Waiting for 0 local, 2 remote core engine proc(s) to start.
+    log a.log: (APIServer pid=70) INFO:     Application startup complete.
+
+Spares
+    log a.log: Initializing distributed: GLOBAL_RANK: 0, MEMBER: 1/3
+    log a.log: All distributed processes registered. Starting with 3 processes
+
 Spares
     log a.log: RuntimeError: Timed out initializing process group in store based barrier on rank: 0, for key: store_based_barrier_key:1 \
 (world_size=2, worker_count=1, timeout=0:30:00)
@@ -92,13 +113,57 @@ READS = (
         "kubectl describe pod {host}; kubectl logs {host} --previous",
         0.8,
     ),
+    Statement(
+        r"pdsh@[\w.-]{1,80}: (?P<host>[\w.-]{1,80}): ssh exited with exit code 255",
+        "the launcher cannot log in to {host}, so nothing was started there",
+        "ssh {host} true   # from the launching node, as the user of the job, without a password: ssh-copy-id {host} puts the key there; " + _REMEDY,
+        0.9,
+    ),
     Statement(r"ssh: connect to host (?P<host>\S+) port \d+: ", "the launcher cannot log in to {host}, so nothing was started there", _REMEDY, 0.85),
 )
 
 
 def check(run: Run) -> list[Finding]:
     """Missing nodes at roll call, a node 0 that does not listen, ranks that never announced themselves, or clients that never joined."""
-    return [*_nodes(run), *_node0(run), *_ranks(run), *_clients(run), *_barrier(run), *_store(run)]
+    return [*_nodes(run), *_node0(run), *_ranks(run), *(_clients(run) or _members(run)), *_barrier(run), *_store(run), *_engines(run)]
+
+
+def _members(run: Run) -> list[Finding]:
+    """Lightning's processes that said their number, where the group never came together."""
+    came = {fact.rank: fact for fact in run.of("member") if fact.rank is not None}
+    size = max((int(fact.get("size", 0)) for fact in came.values()), default=0)
+    missing = [rank for rank in range(min(size, MOST_RANKS)) if rank not in came]
+    later = ("joined-all", "init", "timeout", "position", "ended", "says", "store-connect", "exit")
+    if not missing or any(run.of(kind) for kind in later) or reading.own_errors(run):
+        return []
+    names = ", ".join(f"rank {rank}" for rank in missing[:8])
+    remedy = (
+        "under Slurm start one task per GPU: `#SBATCH --ntasks-per-node` = devices, --nodes = num_nodes, and `srun python ...`, not `python ...`; "
+        + _REMEDY
+    )
+    title = f"{names} of {size} never came: {len(came)} said that they initialise"
+    return [Finding("missing-rank-at-rendezvous", title, Culprit(ranks=missing), 0.7, reading.quote(*list(came.values())[:8]), remedy)]
+
+
+def _engines(run: Run) -> list[Finding]:
+    """vLLM's front end waits for the engines of other nodes, and never served."""
+    waits = run.of("engines-awaited")
+    if not waits or run.of("served") or run.of("says") or reading.own_errors(run):
+        return []
+    remote = int(waits[-1].get("remote", 0))
+    if not remote or int(waits[-1].get("local", 0)):
+        return []
+    return [
+        Finding(
+            "missing-rank-at-rendezvous",
+            f"{remote} engine{'s' * (remote > 1)} of other nodes never came to vLLM's front end",
+            Culprit(),
+            0.75,
+            reading.quote(*waits[-4:]),
+            "on each other node: vllm serve MODEL --headless with the same --data-parallel-size, --data-parallel-address (the head's) and "
+            "--data-parallel-rpc-port, and its own --data-parallel-start-rank; nc -vz HEAD PORT from there must connect; read that node's own log",
+        )
+    ]
 
 
 def _clients(run: Run) -> list[Finding]:

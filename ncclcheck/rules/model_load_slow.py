@@ -24,6 +24,12 @@ Waited 600s
     => -
 
 Blames
+    log a.log: Loading safetensors checkpoint shards:  31% Completed | 5/16 [00:57<02:00, 11.41s/it]
+    log a.log: [rank8]:[E] [Rank 8] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=3, OpType=ALLREDUCE, NumelIn=1, NumelOut=1, \
+Timeout(ms)=600000) ran for 600004 milliseconds before timing out.
+    => -
+
+Blames
     rank 0 @ a: init, barrier...
     rank 1 @ b: init | stack safetensors_weights_iterator (vllm/model_executor/model_loader/weight_utils.py:812)
     => 1
@@ -59,7 +65,8 @@ SLOW_SHARD = 20.0  # seconds per checkpoint file (5 GB, usually): under 250 MB/s
 _DISK = (
     "iostat -x 5 and nfsiostat 5 on the slow node while it loads; copy the model to a local disk (local storage, NVMe) on every node, "
     "or stagger the readers; "
-    "--safetensors-load-strategy=prefetch (vLLM) for a network file system; raise the time-out of whoever starts it (VLLM_ENGINE_READY_TIMEOUT_S)"
+    "--safetensors-load-strategy=prefetch (vLLM) for a network file system; raise the time-out of whoever starts it (VLLM_ENGINE_READY_TIMEOUT_S; "
+    "SGLang: --dist-timeout 3600 --watchdog-timeout 3600)"
 )
 
 
@@ -106,12 +113,13 @@ def _longest(run: Run) -> list[Finding]:
 
 def _pace(run: Run) -> list[Finding]:
     pace = run.of("load-pace")
-    if run.of("load-ended") or not pace or _seconds(pace[-1]) < SLOW_SHARD:
+    late = run.of("timeout") or run.of("engine-timeout")
+    if run.of("load-ended") or not pace or (_seconds(pace[-1]) < SLOW_SHARD and not late):
         return []
     done, files = (int(pace[-1].get(name, 0)) for name in ("done", "of"))
     hours = _seconds(pace[-1]) * (files - done) / 3600
     title = f"the weights load at {_seconds(pace[-1]):.0f} s per file, {done} of {files} are there: {hours:.1f} hours more, and no hang"
-    return [_finding(run, title, 0.65, [pace[-1]], [])] if done < files else []
+    return [_finding(run, title, 0.7 if late else 0.65, [pace[-1], *late[:3]], [])] if done < files else []
 
 
 def _late(run: Run) -> list[Finding]:

@@ -136,25 +136,21 @@ READS = (
         r"(?:Invalid repository ID or local directory specified:|Repo id must be in the form .{0,300}?:) '(?P<model>[^']+)'",
         "this node has no model {model}",
         _COPY,
-        blames="host",
     ),
     Statement(
         r"outgoing traffic has been disabled",
         "the model is not in this node's Hugging Face cache, and downloads are off",
         "hf download MODEL on every node, or HF_HOME=FOLDER on a shared file system; HF_HUB_OFFLINE=0 allows downloads",
-        blames="host",
     ),
     Statement(
         r"Cannot find any (?:safetensors )?model weights with `(?P<model>[^`]+)`",
         "this node has {model} without its weights",
         _COPY,
-        blames="host",
     ),
     Statement(
         r"OSError: (?P<model>\S+) is not a local folder and is not a valid model identifier",
         "this node has no folder {model}, and no such model can be downloaded",
         _COPY,
-        blames="host",
     ),
     Statement(
         r"OSError: (?P<model>\S+) does not appear to have a file named (?P<file>\S+)\.", "this node has {model} without {file}", _COPY, blames="host"
@@ -163,51 +159,43 @@ READS = (
         r"We couldn't connect to '(?P<site>https?://[^']+)' to load (?:this file|the files), (?:and )?couldn't find (?:it|them) in the cached files",
         "this node has no copy of the model, and cannot reach {site}",
         _DOWNLOAD,
-        blames="host",
     ),
     Statement(
         r"No such file or directory: ['\"](?P<model>/[^'\"]*"
         r"(?:\.(?:safetensors|gguf|safetensors\.index\.json)|/config\.json|/pytorch_model[^'\"]*\.bin))['\"]",
         "this node lacks {model}",
         "ls -lL {model} on every node; copy what is missing, or use the same path on a shared file system",
-        blames="host",
     ),
     Statement(
         r"Incorrect path_or_model_id: '(?P<model>[^']+)'",
         "this node has no folder {model}, and no such model can be downloaded",
         _COPY,
-        blames="host",
     ),
     Statement(
         r"cannot find the (?:appropriate snapshot folder|requested files)[^.]{0,80} (?:on|in) the local (?:disk|cache)",
         "this node has no copy of the model, and cannot reach the hub",
         _DOWNLOAD,
-        blames="host",
     ),
     Statement(
         r"Repository Not Found for url: \S*?/(?:api/models/)?(?P<model>[\w.-]+/[\w.-]+)/(?:tree|resolve|revision)/",
         "the hub has no model {model} (or shows it only with a token), and this node has no copy",
         "check the name; export HF_TOKEN=TOKEN on every node where it is private; or copy the model to the same path on every node",
         0.85,
-        blames="host",
     ),
     Statement(
         r"Can't load the configuration of '(?P<model>[^']+)'",
         "this node has no configuration of {model}",
         _COPY,
-        blames="host",
     ),
     Statement(
         r"Error while deserializing header: (?:MetadataIncompleteBuffer|InvalidHeader\w*|HeaderToo\w+)",
         "a file of the model is cut short or damaged on this node",
         "ls -lL MODEL/*.safetensors and sha256sum on every node; copy the file that differs again (git lfs pull where it is a pointer of 130 bytes)",
         0.85,
-        blames="host",
     ),
     Statement(
         r"Cannot access gated repo for url \S*?huggingface\.co/(?P<model>[^/\s]+/[^/\s]+)",
         "this node may not download {model}: the repository is gated",
         "export HF_TOKEN=TOKEN on every node (its account must have been granted access), or copy the model to every node",
-        blames="host",
     ),
 )

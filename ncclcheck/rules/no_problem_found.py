@@ -5,6 +5,13 @@ Blames
 other agents to finish.
     => -
 
+Blames
+    log a.log: [W socket.cpp:697] [c10d] The client socket has failed to connect to [gpu-1]:29500 (errno: 111 - Connection refused).
+    log a.log: INFO:torch.distributed.distributed_c10d:Rank 1: Completed store-based barrier for key:store_based_barrier_key:1 with 2 nodes.
+    log a.log: Training finished.
+    log a.log: [rank1]:[W ProcessGroupNCCL.cpp:1662] Failed to check the "should dump" flag on TCPStore, (maybe TCPStore server has shut down too early)
+    => -
+
 Spares
     log a.log: Training completed. Do not forget to share your model on huggingface.co/models =)
     log b.log: [rank1]: Traceback (most recent call last):
@@ -50,11 +57,34 @@ _SYMPTOMS = (
 )
 
 
+_RETRIED = ("joined", "store-connect", "store-wait")  # of no weight where the ranks came together later
+_LATE = ("store-lost", "reset")  # of no weight after the work was done: whoever ends last finds the others gone
+
+
+def _unsettled(run: Run, kind: str) -> bool:
+    """Whether a symptom of this kind stands in the report, and its log does not show that it came to nothing."""
+    facts = run.of(kind)
+    if kind in _RETRIED:
+        return any(not _stands(run, fact, ("joined-all", "ended"), after=True) for fact in facts)
+    if kind in _LATE:
+        return any(not _stands(run, fact, ("ended",), after=False) for fact in facts)
+    return bool(facts)
+
+
+def _stands(run: Run, symptom: Fact, kinds: tuple[str, ...], *, after: bool) -> bool:
+    """Whether a fact of these kinds stands in the same file, after (or before) the symptom."""
+    return any(
+        fact.source and symptom.source and fact.source.file == symptom.source.file and (fact.source.line > symptom.source.line) is after
+        for kind in kinds
+        for fact in run.of(kind)
+    )
+
+
 def check(run: Run) -> list[Finding]:
     """Every rank that is known left in order or said that the work is done, or the job as a whole did."""
     bad_exit = [fact for fact in run.of("exit") if fact.get("code")]
-    trouble = [fact for fact in run.of("ras") if fact.get("problem")]
-    if run.dumps or bad_exit or trouble or any(run.of(kind) for kind in _SYMPTOMS) or reading.own_errors(run):
+    trouble = [fact for fact in run.of("ras") if fact.get("problem") not in (None, "unreachable")]  # a job that has ended answers no ncclras
+    if run.dumps or bad_exit or trouble or any(_unsettled(run, kind) for kind in _SYMPTOMS) or reading.own_errors(run):
         return []
     ended = [*run.of("ended"), *run.of("served")]
     left = {fact.rank: fact for fact in run.of("left") if fact.rank is not None}

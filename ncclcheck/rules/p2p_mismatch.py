@@ -29,11 +29,12 @@ def check(run: Run) -> list[Finding]:
     """Open sends and receives that no open counterpart answers, where nobody else is to blame for that."""
     found = waits.of(run)
     sizes = [message for message in found.messages if message.other is not None]
-    alone = [] if found.idle or found.absent else [message for message in found.messages if message.other is None]
+    alone = [message for message in found.messages if message.other is None] if found.circle else []
     if not sizes and not alone:
         return []
     messages = sizes or alone
-    odd = waits.culprits(messages)
+    sides = sorted({rank for message in messages for rank in (message.rank, message.peer)})
+    odd = sides if sizes or found.odd is None else [found.odd]
     said = "; ".join(f"{message}, {'and it expects ' + message.other.text if message.other else 'which does not answer'}" for message in messages[:4])
     return [
         Finding(

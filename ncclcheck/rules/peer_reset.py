@@ -19,6 +19,11 @@ Spares
 from ncclcheck.model import Culprit, Finding, Run
 from ncclcheck.rules import _reading as reading
 
+_REMEDY = (
+    "on every host: dmesg -T | tail -50; ip -s link   # a link that flapped, a firewall that cuts idle connections, a killed process; "
+    "then the log of the other end (rank 0 and its launcher, where it is the store on node 0): its first error came earlier"
+)
+
 
 def check(run: Run) -> list[Finding]:
     """Ranks whose only errors are consequences, where no rank died or stopped."""
@@ -36,7 +41,7 @@ def check(run: Run) -> list[Finding]:
             run.blame(ranks),
             0.5,
             reading.quote(*(logs or errors)),
-            "on every host: dmesg -T | tail -50; ip -s link   # a link that flapped, a firewall that cuts idle connections, a killed process",
+            _REMEDY,
             ["the kernel log of every host", "the log of the rank that is not named here"],
         )
     ]
@@ -64,6 +69,5 @@ def _logged(run: Run) -> list[Finding]:
     if not facts or run.dumps or any(run.of(kind) for kind in others) or reading.own_errors(run):
         return []
     title = f"a connection to {facts[0].get('peer')} was lost; what ended it does not stand in the report"
-    remedy = "on every host: dmesg -T | tail -50; ip -s link   # a link that flapped, a firewall that cuts idle connections, a killed process"
     collect = ["the kernel log of every host", "the log of the rank on the other end"]
-    return [Finding("peer-reset", title, Culprit(), 0.4, reading.quote(*facts[:8]), remedy, collect)]
+    return [Finding("peer-reset", title, Culprit(), 0.4, reading.quote(*facts[:8]), _REMEDY, collect)]

@@ -6,7 +6,7 @@ Blames
 
 Blames
     log a.log: gpu-7: Permission denied (publickey,password).
-    => -
+    => gpu-7
 
 Spares
     log a.log: Error: Permission Denied: Try running again with elevated permissions by going 'sudo env "PATH=$PATH" !!'
@@ -24,9 +24,9 @@ READS = (
         0.85,
     ),
     Statement(
-        r"Permission denied \((?:publickey|password|keyboard)",
-        "the launcher may not log in to a node, and starts nothing there",
-        "ssh HOST true   # from the launching node, as the user of the job: it must need no password (ssh-copy-id HOST)",
+        r"(?:\b(?:\w{1,32}@)?(?P<host>[A-Za-z][\w.-]{0,80}): )?Permission denied \((?:publickey|password|keyboard)",
+        "the launcher may not log in to {host}, and starts nothing there",
+        "ssh {host} true   # from the launching node, as the user of the job: it must need no password (ssh-copy-id HOST)",
         0.85,
         "nobody",
     ),

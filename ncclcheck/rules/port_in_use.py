@@ -42,6 +42,14 @@ Blames
     log a.log: ConnectionError: Tried to launch distributed communication on port `29500`, but another process is utilizing it.
     => -
 
+Blames
+    log a.log: ConnectionError: Ray is trying to start at 10.9.0.1:6379, but is already running at 10.9.0.1:6379.
+    => -
+
+Blames
+    log a.log: ValueError: port at 30000 is not available in 60 seconds. It is used by process 71.
+    => -
+
 Spares
     fact master @ b name=node0 address=10.0.0.1 port=29600 answer=zmq text=zmq
 """
@@ -53,7 +61,7 @@ from ncclcheck.rules import _reading as reading
 EXPLAINS = ("rank_died_exception", "missing_rank_at_rendezvous")
 _REMEDY = (
     "ss -ltnp 'sport = :{port}'   # there: who holds it? end that process (an earlier run, perhaps), or choose a free port for all nodes: "
-    "MASTER_PORT / --master-port / --rdzv-endpoint HOST:PORT, VLLM_PORT for an engine's internal ones, and keep them out of the ephemeral port range "
+    "MASTER_PORT / --master-port (--master_port, --main_process_port) / --rdzv-endpoint HOST:PORT, VLLM_PORT for an engine's internal ones, and keep them out of the ephemeral port range "
     "(sysctl net.ipv4.ip_local_port_range)"
 )
 
@@ -82,6 +90,15 @@ READS = (
     Statement(
         r"(?:Error: |\] )Address already in use$", "a port is already in use where {who} wants to listen", _REMEDY.replace("{port}", "PORT"), 0.9
     ),
+    Statement(
+        r"Ray is trying to start at \S{1,100}:(?P<port>\d+), but is already running",
+        "Ray runs already on port {port} of this node",
+        "ray stop --force   # on every node, then ray start again; or join the one that runs: ray start --address HOST:{port}; "
+        "or another: ray start --head --port PORT",
+        0.93,
+        "host",
+    ),
+    Statement(r"[Pp]ort (?:at )?(?P<port>\d+) is not available", "port {port} is already in use where {who} wants to listen", _REMEDY, 0.85),
     Statement(r"[Pp]ort (?P<port>\d+) is (?:already )?in use", "port {port} is already in use where {who} wants to listen", _REMEDY, 0.85),
     Statement(
         r"Tried to launch distributed communication on port `(?P<port>\d+)`, but another process",

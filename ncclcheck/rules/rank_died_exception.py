@@ -35,10 +35,34 @@ Spares
     log a.log: [rank0]: torch.distributed.DistStoreError: wait timeout after 15000ms, keys: /default_pg/0//cuda//0
 """
 
+import re
+
 from ncclcheck.model import Culprit, Fact, Finding, Run
 from ncclcheck.rules import _reading as reading
 
 EXPLAINS = ("rank_stuck_in_python", "rank_exited_early", "network_unreachable", "peer_reset")
+
+
+_ADVICE = (  # what is known of errors that many programs meet
+    (
+        r"Expected to have finished reduction in the prior iteration",
+        "DistributedDataParallel(..., find_unused_parameters=True), or use every parameter",
+    ),
+    (
+        r"device-side assert|Assertion `\w*Index",
+        "an index is out of range (a token or label beyond the size of its table): export CUDA_LAUNCH_BLOCKING=1 shows where",
+    ),
+    (
+        r"illegal memory access|misaligned address|unspecified launch failure",
+        "export CUDA_LAUNCH_BLOCKING=1 shows which kernel; compute-sanitizer finds its error; try the newest release of the package that owns it",
+    ),
+    (r"No module named", "pip install it on that node, into the environment of the job: which python, pip list on every node must agree"),
+    (r"DataLoader worker .* exited unexpectedly", "num_workers=0 shows the worker's own error; more shared memory (--shm-size) or host memory"),
+    (
+        r"size mismatch for|Missing key\(s\) in state_dict|KeyError: '.*(?:layers|weight|scale)",
+        "the checkpoint fits another version: upgrade the engine",
+    ),
+)
 
 
 def check(run: Run) -> list[Finding]:
@@ -62,10 +86,15 @@ def check(run: Run) -> list[Finding]:
             _confidence(run, first),
             reading.quote(*(logs or same)),
             f"read the traceback of {f'rank {ranks[0]}' if ranks else who} on {first.host or 'its host'} and mend what it names "
-            f"({reading.error(first)}{where}); the other ranks only wait for it or fail after it",
+            f"({reading.error(first)}{where}); the other ranks only wait for it or fail after it{_advice(first)}",
             time=first.time,
         )
     ]
+
+
+def _advice(fact: Fact) -> str:
+    text = f"{fact.get('type')}: {fact.get('message', '')}"
+    return next((f"; {advice}" for pattern, advice in _ADVICE if re.search(pattern, text)), "")
 
 
 def _confidence(run: Run, first: Fact) -> float:

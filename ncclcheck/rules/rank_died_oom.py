@@ -21,6 +21,13 @@ Blames
     log a.log: [rank5]: RuntimeError: CUDA out of memory. Tried to allocate 64.00 MiB (GPU 5; 39.59 GiB total capacity; 38.1 GiB already allocated)
     => 5
 
+Blames
+    log a.log: [rank1]: RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`
+    => 1
+
+Spares
+    log a.log: WARNING: ran out of memory with exception: CUDA out of memory. Tried to allocate 2.00 GiB; skipping batch
+
 Spares
     log a.log: WARNING 01-02 10:00:00 [x.py:3] lower the batch if you see out of memory
 """
@@ -35,10 +42,11 @@ _REMEDY = (
 
 READS = (
     Statement(
-        r"(?:CUDA|HIP) out of memory\. Tried to allocate (?P<asked>[\d.]+ \w+)",
+        r"^(?!.*(?:WARNING|skipping batch|[Rr]etrying|recover)).*(?:CUDA|HIP) out of memory\. Tried to allocate (?P<asked>[\d.]+ \w+)",
         "{who} ran out of GPU memory: {asked} more were asked for",
         _REMEDY,
         0.95,
     ),
     Statement(r"(?:CUDA|HIP) (?:driver |runtime )?error:? (?:\w+ )?out of memory", "{who} ran out of GPU memory", _REMEDY, 0.9),
+    Statement(r"CU(?:BLAS|DNN)_STATUS_ALLOC_FAILED", "{who} had no GPU memory left for a library's workspace", _REMEDY, 0.75),
 )

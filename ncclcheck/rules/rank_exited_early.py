@@ -14,6 +14,11 @@ Blames
     log rank1.log: [rank1]:[W ProcessGroupNCCL.cpp:1575] Warning: WARNING: destroy_process_group() was not called before program exit, which can leak resources.
     => 1
 
+Blames
+    log rank0.log: [rank0]:[W ProcessGroupNCCL.cpp:1250] Warning: WARNING: process group has NOT been destroyed before we destruct ProcessGroupNCCL.
+    log rank1.log: [rank1]:[E ProcessGroupNCCL.cpp:607] [Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=9, OpType=ALLREDUCE, NumelIn=1, NumelOut=1, Timeout(ms)=600000) ran for 600071 milliseconds
+    => 0
+
 Spares
     rank 0 @ a: init, all_reduce | done
     rank 1 @ b: init, all_reduce | done
@@ -33,7 +38,19 @@ _REMEDY = (
 
 def check(run: Run) -> list[Finding]:
     """Ranks that left in order while another one is inside a collective: as announced, or as their logs say."""
-    return _announced(run) or _left(run)
+    return _announced(run) or _left(run) or _finished(run)
+
+
+def _finished(run: Run) -> list[Finding]:
+    """Ranks that left in order or said that they are done, where others ran into the time-out and no sequence number is known."""
+    late = {fact.rank: fact for kind in ("timeout", "position") for fact in run.of(kind) if fact.rank is not None}
+    done = {fact.rank: fact for kind in ("left", "ended") for fact in run.of(kind) if fact.rank is not None and fact.rank not in late}
+    if not late or not done or run.dumps or run.of("position") or reading.own_errors(run) or [fact for fact in run.of("exit") if fact.get("code")]:
+        return []
+    ranks = sorted(rank for rank in done if rank is not None)
+    names = ", ".join(run.name(rank) for rank in ranks[:4])
+    title = f"{names} ended in order, while {len(late)} other rank{'s' * (len(late) > 1)} waited until the time-out"
+    return [Finding("rank-exited-early", title, run.blame(ranks), 0.75, reading.quote(*done.values(), *late.values())[:8], _REMEDY)]
 
 
 def _left(run: Run) -> list[Finding]:

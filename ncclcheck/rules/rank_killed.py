@@ -31,6 +31,20 @@ Blames
     log rank0.log: [rank0]: RuntimeError: [gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.3.4]:51234
     => 1
 
+Blames
+    log a.log: Received 1 death signal, shutting down workers
+    => -
+
+Blames
+    log a.log: slurmstepd: error: *** STEP 7.0 ON gpu-1 CANCELLED AT 2026-01-02T10:00:00 DUE TO TIME LIMIT ***
+    log a.log: srun: error: gpu-1: tasks 0-3: Terminated
+    => -
+
+Spares
+    log a.log: slurmstepd: error: *** STEP 7.0 ON gpu-1 CANCELLED AT 2026-01-02T10:00:00 DUE TO TIME LIMIT ***
+    log rank0.log: [rank0]: Traceback (most recent call last):
+    log rank0.log: [rank0]: KeyError: 'labels'
+
 Spares
     log fr_rank_0: {"pg_config": {"0": {"ranks": "[0, 1, 2]"}}, "pg_status": {"0": {"last_enqueued_collective": 9, "last_completed_collective": 7}}}
     log fr_rank_2: {"pg_config": {"0": {"ranks": "[0, 1, 2]"}}, "pg_status": {"0": {"last_enqueued_collective": 9, "last_completed_collective": 7}}}
@@ -49,7 +63,7 @@ import signal
 from collections.abc import Mapping
 
 from ncclcheck import waits
-from ncclcheck.model import Evidence, Fact, Finding, Run
+from ncclcheck.model import Culprit, Evidence, Fact, Finding, Run
 from ncclcheck.rules import _reading as reading
 
 EXPLAINS = (
@@ -70,15 +84,60 @@ _REMEDY = (
 )
 
 
+_TERMINAL = (
+    "the terminal from which the job was started was closed (SIGHUP), and torchrun ended its ranks",
+    "start it so that it outlives the terminal: tmux or screen, setsid, or sbatch; nohup alone does not, since torchrun handles SIGHUP itself",
+    0.85,
+)
+_ENDED_BY = {  # what the launcher says of the end -> what it means, what to do, how sure that is the cause
+    "TIME LIMIT": (
+        "Slurm ended the job at its time limit",
+        "#SBATCH --time with more, or checkpoint and resume; if it made no progress before, it hung: py-spy dump --pid PID of every rank next time",
+        0.6,
+    ),
+    "PREEMPTION": (
+        "Slurm ended the job for another one (preemption)",
+        "#SBATCH --requeue and resume from a checkpoint; another partition or QOS",
+        0.85,
+    ),
+    "NODE FAILURE": ("a node of the job failed", "scontrol show node NODE; sinfo -R   # then drain it; sbatch --exclude NODE --requeue", 0.8),
+    "1": _TERMINAL,
+    "SIGHUP": _TERMINAL,
+    "": (
+        "the job was ended from outside by its launcher, a scheduler or a person",
+        "scontrol show job JOB, sacct -j JOB, kubectl describe pod POD   # who ended it, and why? preemption, a limit, scancel, an eviction",
+        0.55,
+    ),
+}
+
+
 def check(run: Run) -> list[Finding]:
     """Ranks that died without a word of their own: as their launcher saw it, or because nothing but silence is left of them."""
-    return _ended(run) or _silent(run)
+    return _cancelled(run) or _ended(run) or _silent(run)
+
+
+def _cancelled(run: Run) -> list[Finding]:
+    """A job that was ended from outside, and nothing else is known to be wrong with it."""
+    facts = run.of("cancelled")
+    others = ("says", "timeout", "position", "reset", "joined", "store-connect", "connect", "oom-kill", "stack", "xid", "ended")
+    alone = [fact for fact in run.of("exit") if (fact.get("code") or 0) not in (0, -signal.SIGTERM, -signal.SIGKILL, -signal.SIGHUP)]
+    if not facts or alone or run.dumps or any(run.of(kind) for kind in others) or reading.own_errors(run):
+        return []
+    why = next((str(fact.get("reason")) for fact in facts if fact.get("reason")), "")
+    number = next((str(fact.get("signal")) for fact in facts if fact.get("signal")), "")
+    key = next((key for key in _ENDED_BY if key in why or key == number.removeprefix("Signals.")), "")
+    title, remedy, confidence = _ENDED_BY[key]
+    return [Finding("rank-killed", title, Culprit(), confidence, reading.quote(*facts[:4]), remedy)]
 
 
 def _silent(run: Run) -> list[Finding]:
     """Ranks that others wait for and that neither wrote a dump nor answer: no stack, no state, no error, no last position."""
     found = waits.of(run)
-    told = {fact.rank for kind in ("error", "exit", "gone", "left", "stopped", "stack", "state", "zombie", "oom-kill") for fact in run.of(kind)}
+    told = {
+        fact.rank
+        for kind in ("error", "exit", "gone", "left", "stopped", "stack", "state", "zombie", "oom-kill", "ended-by-launcher")
+        for fact in run.of(kind)
+    }
     looked_at = {fact.rank for kind in ("stack", "state") for fact in run.of(kind)} & set(found.waiting)
     missed = {rank: fact for fact in run.of("ras") if fact.get("problem") == "incomplete" for rank in fact.get("ranks") or ()}
     resets = [fact for fact in run.of("reset") if fact.rank in found.waiting]
@@ -111,6 +170,7 @@ def _wait_lines(found: waits.Waits, rank: int) -> list[Evidence]:
 def _ended(run: Run) -> list[Finding]:
     """One finding per rank that died without a word of its own."""
     spoke = {fact.rank for fact in run.of("error")}
+    ended = {fact.rank for fact in run.of("ended-by-launcher")}  # because another one had failed
     codes = {fact.rank: fact for fact in run.of("exit") if fact.rank is not None}
     with_it = {
         fact.host: f"torchrun of {fact.host} was killed by {_signal(fact.get('code'))}, and with it "
@@ -120,7 +180,7 @@ def _ended(run: Run) -> list[Finding]:
     gone_facts = {fact.rank: fact for kind in ("exit", "gone") for fact in run.of(kind)}
     result = []
     for rank, gone in gone_facts.items():
-        if rank is None or rank in spoke:
+        if rank is None or rank in spoke or rank in ended:
             continue
         exit_ = codes.get(rank)
         code = exit_.get("code") if exit_ else gone.get("code")
@@ -148,5 +208,7 @@ def _signal(code: int) -> str:
 def _follows(run: Run, rank: int, code: int, codes: Mapping[int, Fact]) -> bool:
     """Whether the signal came because of another rank: the watchdog's abort after a time-out, the launcher's end of the survivors."""
     if -code == signal.SIGABRT:
-        return any(fact.rank == rank for kind in ("timeout", "position", "reset", "error") for fact in run.of(kind))
+        first = {fact.rank for fact in run.of("first-failure")}
+        told = any(fact.rank == rank for kind in ("timeout", "position", "reset", "error") for fact in run.of(kind))
+        return told or bool(first and rank not in first)
     return -code == signal.SIGTERM and any(-(fact.get("code") or 0) != signal.SIGTERM for fact in codes.values())

@@ -8,10 +8,21 @@ Blames
     log rank1.log: [rank1]:[E] [Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=1, OpType=ALLREDUCE, NumelIn=1, NumelOut=1, Timeout(ms)=600000) ran for 600031 milliseconds
     => 0
 
+Blames
+    log a.log: Downloading shards:  12%|#1        | 4/33 [09:57<1:11:02, 147.00s/it]
+    log rank1.log: [rank1]:[E] [Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=1, OpType=ALLREDUCE, NumelIn=1, NumelOut=1, Timeout(ms)=600000) ran for 600031 milliseconds
+    => 0
+
+Spares
+    log a.log: Training:  12%|#1        | 4/33 [09:57<1:11:02, 147.00s/it]
+    log rank1.log: [rank1]:[E] [Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=9, OpType=ALLREDUCE, NumelIn=1, NumelOut=1, Timeout(ms)=600000) ran for 600031 milliseconds
+
 Spares
     log a.log: Map (num_proc=8): 100%|##########| 1000/1000 [30:02<00:00,  2.95s/ examples]
     log rank1.log: [rank1]:[E] [Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=1, OpType=ALLREDUCE, NumelIn=1, NumelOut=1, Timeout(ms)=600000) ran for 600031 milliseconds
 """  # noqa: E501 (lines of logs)
+
+import re
 
 from ncclcheck.evidence._reads import Clue
 from ncclcheck.model import Finding, Run
@@ -22,7 +33,13 @@ READS = (
         "preparing",
         r"(?P<what>[A-Z][\w ()=-]{2,60}):\s{0,9}(?P<percent>\d{1,3})%\|[^|]{0,200}\|\s?(?P<done>\d+)/(?P<all>\d+) \[[^\]]{0,60} examples",
     ),
+    Clue(
+        "preparing",
+        r"(?P<what>(?:Download|Fetch|Preprocess|Tokeniz|Sav|Evaluat|Validat|Predict|Pack|Convert|Extract|Upload|Merg|Generat|Comput)ing?[\w ]{0,40}):"
+        r"\s{0,9}(?P<percent>\d{1,3})%\|[^|]{0,200}\|\s?(?P<done>\d+)/(?P<all>\d+) \[[^\]]{0,60}(?:it|s)/(?:it|s)",
+    ),
 )
+_JOINT = re.compile(r"Evaluat|Validat|Predict|Generat|Comput")  # work that all ranks usually share
 
 
 def check(run: Run) -> list[Finding]:
@@ -32,8 +49,8 @@ def check(run: Run) -> list[Finding]:
 
 def _preparing(run: Run) -> list[Finding]:
     """A progress bar that had not reached its end, while other ranks ran into a time-out."""
-    waiting = [fact for kind in ("timeout", "position", "joined", "arrived", "reset") for fact in run.of(kind) if fact.rank is not None]
-    waiting += [fact for fact in run.of("error") if fact.rank is not None and "imed out" in str(fact.get("message", ""))]
+    waiting = [fact for kind in ("timeout", "position", "joined", "arrived", "reset", "store-wait") for fact in run.of(kind) if fact.rank is not None]
+    waiting += [fact for fact in [*run.of("error"), *run.of("error-line")] if fact.rank is not None and "imed out" in str(fact.get("message", ""))]
     bars: dict[str, object] = {}
     for fact in run.of("preparing"):
         bars[str(fact.get("what"))] = fact
@@ -50,10 +67,10 @@ def _preparing(run: Run) -> list[Finding]:
             "slow-rank",
             f"{run.name(rank)} was still at work on the data ({bar.get('what')}, {bar.get('done')} of {bar.get('all')}) when the others' time ended",
             run.blame([rank]),
-            0.85,
+            0.55 if _JOINT.match(str(bar.get("what"))) else 0.85,
             [*reading.quote(bar), *reading.quote(*waiting[:3])],
             "raise the time-out: init_process_group(timeout=timedelta(hours=3)), ddp_timeout in Hugging Face's TrainingArguments and axolotl; "
-            "better, preprocess (tokenize) the data once, before the job, and let every rank read the cached result",
+            "better, preprocess (tokenize, download) the data once, before the job, and let every rank read the cached result",
         )
     ]
 

@@ -28,6 +28,22 @@ Blames
     => -
 
 Blames
+    log a.log: AssertionError: num_heads (40) must be divisible by mp_size (16)
+    => -
+
+Blames
+    log serve.log: AssertionError: n_physical_experts=128 must be divisible by ep_size=3. Adjust num_redundant_experts.
+    => -
+
+Blames
+    log serve.log: ValueError: `num_heads` must be divisible by `num_shards` (got `num_heads`: 71 and `num_shards`: 4
+    => -
+
+Blames
+    log serve.log: ValueError: Tensor parallel size 16 is greater than the number of experts 8.
+    => -
+
+Blames
     log serve.log: ValueError: The number of KV heads (6) must be divisible by tensor parallel size (4)
     => -
 
@@ -76,7 +92,23 @@ def _finding(whole: int, tp: int, what: str, facts: list[Fact]) -> Finding:
 READS = (
     Clue("undivided-heads", r"attention heads \((?P<whole>\d+)\) must be divisible by tensor parallel size \((?P<tp>\d+)\)"),
     Clue("undivided-heads", r"[Kk][Vv] heads \((?P<whole>\d+)\) must be divisible by (?:the )?(?:tensor parallel|TP) size \((?P<tp>\d+)\)"),
-    Clue("undivided-heads", r"num_(?:attention_|key_value_|kv_)?heads \((?P<whole>\d+)\) must be divisible by tp_size \((?P<tp>\d+)\)"),
+    Clue("undivided-heads", r"num_(?:attention_|key_value_|kv_)?heads \((?P<whole>\d+)\) must be divisible by [tm]p_size \((?P<tp>\d+)\)"),
+    Clue("undivided-heads", r"got `num_heads`: (?P<whole>\d+) and `num_shards`: (?P<tp>\d+)"),
+    Statement(
+        r"n_physical_experts=(?P<whole>\d+) must be divisible by ep_size=(?P<size>\d+)",
+        "{whole} experts cannot be split over {size} GPUs",
+        "a --tensor-parallel-size x --data-parallel-size that divides the number of experts, or --eplb-config with num_redundant_experts to fill up; "
+        + _ELSE,
+        0.93,
+        blames="nobody",
+    ),
+    Statement(
+        r"Tensor parallel size (?P<size>\d+) is greater than the number of experts (?P<whole>\d+)",
+        "{whole} experts cannot be split over {size} GPUs",
+        "--tensor-parallel-size (--tp-size) of at most {whole}; " + _ELSE,
+        0.93,
+        blames="nobody",
+    ),
     Clue(
         "undivided-heads",
         r"num_(?:attention_heads|query_groups|key_value_heads) \((?P<whole>\d+)\) must be a multiple of tensor_model_parallel_size \((?P<tp>\d+)\)",

@@ -17,12 +17,21 @@ Blames
     log node-a.log: RuntimeError: Detected that PyTorch and torchvision were compiled with different CUDA major versions.
     => node-a
 
+Blames
+    log node-a.log: RuntimeError: [enforce fail at gloo/transport/tcp/address.cc:45] sizeof(impl_) == bytes.size(). 136 vs 68
+    => -
+
+Blames
+    log one/serve.log: INFO 03-02 10:00:01 api_server.py:912] vLLM API server version 0.6.4
+    log two/serve.log: INFO 03-02 10:00:01 api_server.py:912] vLLM API server version 0.6.6
+    => -
+
 Spares
     fact hello @ a conflict=nnodes value=2 nnodes=2
 """
 
 from ncclcheck.evidence._reads import Statement
-from ncclcheck.model import Culprit, Fact, Finding, Run
+from ncclcheck.model import Culprit, Finding, Run
 from ncclcheck.rules import _reading as reading
 
 EXPLAINS = ("rank_died_exception",)
@@ -47,6 +56,13 @@ READS = (
         0.8,
     ),
     Statement(
+        r"sizeof\(impl_\) == bytes\.size\(\)",
+        "Gloo got an address of another size than its own: the nodes run different releases of torch",
+        _SAME,
+        0.85,
+        "nobody",
+    ),
+    Statement(
         r"PyTorch and \w+ were compiled with different CUDA",
         "torch and a package beside it were built for different CUDA versions",
         _SAME,
@@ -64,14 +80,17 @@ def check(run: Run) -> list[Finding]:
 def _releases(run: Run) -> list[Finding]:
     result = []
     for kind, name in _KINDS.items():
-        hosts: dict[str, Fact] = {fact.host: fact for fact in run.of(kind) if fact.host}
+        hosts = {fact.host: fact for fact in run.of(kind) if fact.host}
+        known = bool(hosts)
+        hosts = hosts or {fact.source.file: fact for fact in run.of(kind) if fact.source}
         versions = {str(fact.get("version")) for fact in hosts.values()}
         if len(versions) > 1:
             said = ", ".join(f"{host} has {fact.get('version')}" for host, fact in hosts.items())
             odd = [host for host, fact in hosts.items() if [f.get("version") for f in hosts.values()].count(fact.get("version")) * 2 < len(hosts)]
             facts = list(hosts.values())[:8]
             title = f"the nodes run different releases of {name}: {said}"
-            result.append(Finding("version-mismatch", title, Culprit(hosts=odd or list(hosts)), 0.7, reading.quote(*facts), _SAME))
+            culprit = Culprit(hosts=odd or list(hosts)) if known else Culprit()
+            result.append(Finding("version-mismatch", title, culprit, 0.7 if known else 0.62, reading.quote(*facts), _SAME))
     return result
 
 

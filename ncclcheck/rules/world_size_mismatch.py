@@ -14,6 +14,24 @@ Blames
     => -
 
 Blames
+    log a.log: [rank0]: RuntimeError: world_size (4) is not divisible by 8
+    => -
+
+Blames
+    log a.log: ValueError: world_size must equal to tp_size * pp_size, but got 4 != 2 * 1
+    => -
+
+Blames
+    log a.log: RuntimeError: Timed out initializing process group in store based barrier on rank: 1, for key: store_based_barrier_key:1 \
+(world_size=2, worker_count=3, timeout=0:30:00)
+    => -
+
+Blames
+    log a.sh: torchrun --nnodes=2 --nproc-per-node=8 --node-rank=0 train.py
+    log b.sh: torchrun --nnodes=2 --nproc-per-node=4 --node-rank=1 train.py
+    => -
+
+Blames
     log a.log: ValueError: Invalid rank 5, rank should be in the interval [0, 3]
     => 5
 
@@ -56,6 +74,14 @@ READS = (
         "nobody",
     ),
     Statement(
+        r"world[_ ]size(?: \((?P<size>\d+)\))? (?:is not (?:divisible by|equal to)|must (?:be )?equal to|should be equal to) "
+        r"(?P<product>[^,\n]{1,120})",
+        "the world size {size} does not fit the model's parallelism ({product})",
+        _REMEDY + "; --tensor-model-parallel-size x --pipeline-model-parallel-size x --context-parallel-size must divide it (Megatron)",
+        0.93,
+        "nobody",
+    ),
+    Statement(
         r"Invalid rank (?P<rank>\d+), rank should be in the interval \[0, (?P<last>\d+)\]",
         "rank {rank} is outside of the group, whose last is {last}",
         _REMEDY,
@@ -65,8 +91,32 @@ READS = (
 
 
 def check(run: Run) -> list[Finding]:
-    """Agents, or ranks in their logs, that believe in different sizes."""
-    return [*_agents(run), *_claims(run)]
+    """Agents, or ranks in their logs, that believe in different sizes; more clients than the store expects; commands that do not fit together."""
+    return [*_agents(run), *_claims(run), *_too_many(run), *_commands(run)]
+
+
+def _too_many(run: Run) -> list[Finding]:
+    """More came to the store than it expects: a larger job, or another one that uses the same address and port."""
+    facts = [fact for fact in run.of("joined") if int(fact.get("there", 0)) > int(fact.get("expected", 0)) > 0]
+    if not facts:
+        return []
+    title = f"{facts[0].get('there')} processes came to a store that expects {facts[0].get('expected')}"
+    remedy = f"{_REMEDY}; where two jobs share MASTER_ADDR and MASTER_PORT, or torchrun restarted one, give each its own --master-port"
+    return [Finding("world-size-mismatch", title, Culprit(), 0.8, reading.quote(*facts[:4]), remedy)]
+
+
+def _commands(run: Run) -> list[Finding]:
+    """The nodes' commands, each in a file of its own, that name different sizes for one job."""
+    launches = {fact.source.file: fact for fact in run.of("launch") if fact.source and fact.get("node_rank") is not None}
+    if len({fact.get("node_rank") for fact in launches.values()}) != len(launches):
+        return []  # the same node twice: two launches, or a duplicate rank
+    for name in _FLAGS:
+        sizes = {file: fact.get(name) for file, fact in launches.items() if fact.get(name) is not None}
+        if len(set(sizes.values())) > 1:
+            said = ", ".join(f"{size} ({file})" for file, size in sizes.items())
+            facts = [launches[file] for file in list(sizes)[:8]]
+            return [Finding("world-size-mismatch", f"the nodes' {_FLAGS[name]} differ: {said}", Culprit(), 0.8, reading.quote(*facts), _REMEDY)]
+    return []
 
 
 def _claims(run: Run) -> list[Finding]:

@@ -133,9 +133,10 @@ def _not_found(run: Run) -> list[Finding]:
         return []
     ranks = sorted({fact.rank for fact in facts if fact.rank is not None})
     hosts = list(dict.fromkeys(fact.host for fact in facts if fact.host))
-    names = [
-        fact for fact in run.of("setting") if fact.get("name") == "NCCL_SOCKET_IFNAME" and (fact.rank in ranks or fact.host in hosts or not hosts)
-    ]
+    named = [fact for fact in run.of("setting") if fact.get("name") == "NCCL_SOCKET_IFNAME"]
+    pids = {fact.pid for fact in facts if fact.pid is not None}
+    own = [fact for fact in named if fact.rank in ranks] or [fact for fact in named if fact.host in hosts and fact.pid in pids]
+    names = own or [fact for fact in named if fact.host in hosts or not hosts]
     interface = next((str(name) for fact in facts if (name := fact.get("interface"))), None) or (str(names[0].get("value")) if names else None)
     who = ", ".join(map(run.name, ranks[:4])) or ", ".join(hosts) or "a rank"
     title = f"{who} has no usable interface" + (

@@ -21,12 +21,32 @@ Blames
 Temporary failure in name resolution).
     => node-b
 
+Blames
+    log one.env: MASTER_ADDR=localhost
+    log two.env: MASTER_ADDR=localhost
+    log two.log: [W socket.cpp:601] [c10d] The client socket has failed to connect to [localhost]:29500 (errno: 111 - Connection refused).
+    => -
+
+Blames
+    log a.log: [W socket.cpp:663] [c10d] The client socket has failed to connect to 255.255.255.0:29500 (errno: 110 - Connection timed out).
+    => -
+
+Blames
+    log a.log: [W socket.cpp:663] [c10d] The client socket has failed to connect to 10.9.0.77:29500 (errno: 113 - No route to host).
+    => -
+
+Blames
+    log rank2.log: torch.distributed.DistNetworkError: The client socket has timed out after 60000ms while trying to connect to (172.17.0.5, 29500).
+    => 2
+
 Spares
     fact master @ b name=node0 address=10.0.0.1 port=29600 answer=refused text=refused
 
 Spares
     log node-a/rank0.log: torch.distributed.DistStoreError: Timed out after 16 seconds waiting for clients. 2/4 clients joined.
 """
+
+import re
 
 from ncclcheck.model import Culprit, Evidence, Fact, Finding, Run
 from ncclcheck.rules import _reading as reading
@@ -43,6 +63,8 @@ _REMEDY = (
     "--main_process_ip), the same everywhere; then nc -vz MASTER_ADDR {port} from the node that fails, while node 0 waits"
 )
 _UNREACHABLE = (101, 113)
+_NO_HOST = re.compile(r"(?:22[4-9]|2[345]\d)\.\d")  # multicast, reserved, a netmask
+_DOCKER = re.compile(r"172\.17\.\d")  # docker0, as it comes: containers of other hosts have the same
 
 
 def check(run: Run) -> list[Finding]:
@@ -59,19 +81,29 @@ def _no_name(run: Run) -> list[Finding]:
 
 
 def _store(run: Run) -> list[Finding]:
-    failed = [fact for fact in run.of("store-connect") if fact.get("address")]
+    tried = run.of("store-connect")
+    failed = [fact for fact in tried if fact.get("address")] or [fact for fact in tried if fact.get("tried")]
     if not failed:
         return []
-    codes = {fact.get("errno") for fact in run.of("store-connect") if fact.get("errno")}
-    address, port = str(failed[0].get("address")), failed[0].get("port")
+    codes = {fact.get("errno") for fact in tried if fact.get("errno")}
+    address, port = str(failed[0].get("address") or failed[0].get("tried")), failed[0].get("port") or "MASTER_PORT"
     waits = [fact for fact in run.of("joined") if int(fact.get("there", 0)) < int(fact.get("expected", 0))]
     elsewhere = {str(fact.get("address")) for fact in run.of("rendezvous") if fact.host not in {other.host for other in failed}} - {address}
     where = f"{address}:{port}"
+    if _NO_HOST.match(address):
+        return [_finding(failed, f"the master address {address} is not the address of any host", 0.9, port, run)]
+    if _DOCKER.match(address):
+        title = f"{{who}} cannot reach {where}: that is an address of Docker's own network, which every host has for itself"
+        return [_finding([*failed, *waits[:2]], title, 0.7, port, run, "start the containers with docker run --network host; " + _REMEDY)]
     if LOOPBACK.match(address):
+        same = {fact.source.file: fact for fact in run.of("setting") if fact.source and fact.get("name") == "MASTER_ADDR"}
+        if len(same) > 1 and all(LOOPBACK.match(str(fact.get("value"))) for fact in same.values()):
+            title = f"MASTER_ADDR is {address} on every node, so each looks for the master on its own host"
+            return [_finding([*failed, *same.values()], title, 0.8, port, run)]
         if waits or any(fact.rank for fact in failed):
             return [_finding([*failed, *waits[:2]], f"{{who}} looks for the master on its own host ({where})", 0.75, port, run)]
         return []
-    if codes & set(_UNREACHABLE):
+    if codes & set(_UNREACHABLE) and not run.of("firewall"):
         return [_finding([*failed, *waits[:2]], f"no way leads from {{who}} to the master address {where}", 0.85 if waits else 0.7, port, run)]
     if waits and (elsewhere or 111 in codes):
         return [
@@ -80,8 +112,8 @@ def _store(run: Run) -> list[Finding]:
     return []
 
 
-def _finding(facts: list[Fact], title: str, confidence: float, port: object, run: Run) -> Finding:
-    failed = [fact for fact in facts if fact.kind != "joined"]
+def _finding(facts: list[Fact], title: str, confidence: float, port: object, run: Run, remedy: str = _REMEDY) -> Finding:
+    failed = [fact for fact in facts if fact.kind not in ("joined", "setting")]
     ranks = sorted({fact.rank for fact in failed if fact.rank is not None})
     hosts = list(dict.fromkeys(fact.host for fact in failed if fact.host))
     who = ", ".join(run.name(rank) for rank in ranks[:2]) or (hosts[0] if hosts else "a node")
@@ -90,8 +122,8 @@ def _finding(facts: list[Fact], title: str, confidence: float, port: object, run
         title.replace("{who}", who),
         Culprit(ranks=ranks or None, hosts=hosts or None),
         confidence,
-        reading.quote(*failed[:6], *(fact for fact in facts if fact.kind == "joined")),
-        _REMEDY.format(port=port),
+        reading.quote(*failed[:6], *(fact for fact in facts if fact not in failed)),
+        remedy.format(port=port),
         time=failed[0].time,
     )
 

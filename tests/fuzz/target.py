@@ -21,7 +21,7 @@ import zipfile
 from pathlib import Path
 
 from ncclcheck import assemble, registry, report, triage
-from ncclcheck.evidence import _archives, heap, text
+from ncclcheck.evidence import _archives, _streams, heap, text
 from ncclcheck.evidence._reads import anchors
 from ncclcheck.evidence.source import Reading
 from ncclcheck.model import Report
@@ -41,7 +41,7 @@ def judge(data: bytes, name: str) -> Report:
     """Triage one file of these bytes as `ncclcheck triage` does, and check everything that must hold of the answer."""
     start = time.monotonic()
     memory = io.BytesIO(data)
-    allowance = _archives.Allowance(lambda: len(data))
+    allowance = _streams.Allowance(lambda: len(data))
     sources = _archives.sources(memory, name, allowance, io.BytesIO(data))
     readings = [each if isinstance(each, Reading) else heap.reading(each) for each in sources]
     run = assemble.run(readings)
