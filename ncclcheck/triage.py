@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ncclcheck import insufficient, registry, stated
 from ncclcheck.causes import CAUSES
-from ncclcheck.model import Culprit, Finding, Outcome, ProbeResult, Run, Status, Verdict
+from ncclcheck.model import Culprit, Evidence, Finding, Outcome, ProbeResult, Run, Status, Verdict
 
 UNDECIDED = frozenset({"agent-lost", "insufficient-evidence", "permission-denied", "probe-crashed", "rpc-timeout"})
 """Causes that leave the question open: they make a verdict unknown, not not-ready."""
@@ -18,7 +18,7 @@ LIKELY = 0.5  # confidence below which a cause is a guess: it is said, and so is
 def findings(run: Run) -> list[Finding]:
     """The causes found in a run, best first; insufficient-evidence where no rule knows better."""
     names = registry.names("rules")
-    found = [*reported(run), *(finding for name in names for finding in of_rule(run, name))]
+    found = [*reported(run), *(finding for name in names for finding in _guarded(run, name))]
     causes = {finding.cause for finding in found}
     explaining = [registry.load("rules", name) for name in names if name.replace("_", "-") in causes]
     explained = {symptom.replace("_", "-") for rule in explaining for symptom in getattr(rule, "EXPLAINS", ())}
@@ -29,6 +29,16 @@ def of_rule(run: Run, name: str) -> list[Finding]:
     """What one rule finds: its statements that stand in the evidence, and what its check concludes."""
     rule = registry.load("rules", name)
     return [*stated.findings(run, name), *(rule.check(run) if hasattr(rule, "check") else [])]
+
+
+def _guarded(run: Run, name: str) -> list[Finding]:
+    """The same; a rule that fails on evidence that nobody foresaw is a finding of its own, and the others are still heard."""
+    try:
+        return of_rule(run, name)
+    except Exception as error:
+        title = f"ncclcheck's own rule {name} failed on this evidence: {type(error).__name__}: {error}"
+        remedy = "report it to ncclcheck with the evidence, if you may share it"
+        return [Finding("probe-crashed", title[:300], confidence=0.3, evidence=[Evidence("", 0, title[:300])], remedy=remedy)]
 
 
 def reported(run: Run) -> list[Finding]:

@@ -79,7 +79,7 @@ def of(run: Run) -> Waits:
     seen = recorder.members(tuple(run.dumps))
     told = positions.of(run, dumps, seen)
     stale = {rank for places in told.values() for rank, place in places.items() if rank in dumps and place.enqueued < _shared(places)}
-    groups = {key: {rank: _now(place, _shared(places)) for rank, place in places.items() if rank not in stale} for key, places in told.items()}
+    groups = {key: {rank: place for rank, place in places.items() if rank not in stale} for key, places in told.items()}
     waits = tuple(wait for key, places in groups.items() if (wait := _wait(key, places, stale, run)) is not None)
     messages = () if stale else tuple(_messages(dumps, seen))
     sending = {rank for rank, dump in dumps.items() if any(group.p2p.pending() is not None for group in dump.groups.values())}
@@ -93,7 +93,9 @@ def of(run: Run) -> Waits:
     waited = {rank for wait in waits for rank in wait.behind} | {message.peer for message in messages if message.other is None}
     idle = () if stale else tuple(sorted(rank for rank in waited - waiting if rank in known))
     circle = () if stale or idle else _circle(edges)
-    unknown = {rank for wait in waits if not wait.behind for rank in wait.unknown} | {rank for rank in waited if rank not in known}
+    explained = [any(edges.get(rank) for rank in wait.behind) for wait in waits]  # its members wait elsewhere: so the end of the chain is there
+    unknown = {rank for wait, elsewhere in zip(waits, explained, strict=True) if not elsewhere for rank in wait.unknown}
+    unknown |= {rank for rank in waited if rank not in known}
     absent = () if stale or idle or circle else tuple(sorted(unknown - waiting))
     if not (stale or idle or circle or absent):
         circle = _circle(_queued(groups, edges))
@@ -114,13 +116,6 @@ def of(run: Run) -> Waits:
 def _shared(places: Mapping[int, Position]) -> int:
     """The newest call that somebody completed and that nobody completes before all have issued it."""
     return max((place.shared for place in places.values()), default=0)
-
-
-def _now(place: Position, shared: int) -> Position:
-    """The position, if a peer's dump proves that the call it seemed to be inside of is over."""
-    if place.pending is None or place.pending > shared:
-        return place
-    return replace(place, pending=shared + 1 if place.enqueued > shared else None)
 
 
 def _edges(groups: Places) -> Edges:

@@ -134,7 +134,7 @@ def test_of_an_engine_the_slowest_ranks_times_count_and_one_difference_is_a_diff
 
 def test_json_is_one_document_with_the_agreed_fields():
     document = json.loads(reports.render(broken(), "json"))
-    assert list(document) == ["schema", "status", "summary", "seconds", "findings", "emulated", "environment", "probes", "nodes", "ranks", "run"]
+    assert list(document) == ["schema", "status", "summary", "seconds", "findings", "emulated", "environment", "probes", "nodes", "ranks", "run", "sources"]
     assert (document["schema"], document["status"], document["seconds"], document["emulated"]) == (1, "not-ready", 14.25, False)
     assert document["findings"] == [
         {
@@ -145,6 +145,7 @@ def test_json_is_one_document_with_the_agreed_fields():
             "evidence": [{"file": "gpu-01/rank1.stack", "line": 12, "text": 'File "train.py", line 7 in <module>'}],
             "remedy": "kill -CONT 4001",
             "collect": ["ncclcheck collect --pid 4001"],
+            "time": None,
         }
     ]
     assert document["probes"][0] == {
@@ -456,3 +457,12 @@ def test_live_survives_a_closed_file():
     stream.close()
     live.say("nobody hears this")
     live.close()
+
+
+def test_what_triage_read_is_counted_and_what_it_could_not_read_is_named() -> None:
+    read = {"name": "gpu-00.log", "kind": "text", "bytes": 3072, "problem": ""}
+    refused = {"name": "x\x1b[31m.pkl", "kind": "not read", "bytes": 1024, "problem": "forbidden: it names a function"}
+    shown = text.render(replace(broken(), sources=[read, refused]))
+    assert "read 2 sources, 4 KiB" in shown
+    assert "x\N{REPLACEMENT CHARACTER}[31m.pkl: forbidden: it names a function" in shown
+    assert "gpu-00.log" not in shown

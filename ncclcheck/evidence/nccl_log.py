@@ -59,6 +59,24 @@ Reads
     => via peer=1 me=2 transport=NET/Socket/0
 
 Reads
+    log a.log: node-a:311:405 [0] NCCL INFO Ring 00 : 3[3] -> 0[0] via P2P/IPC
+    log a.log: node-a:311:405 [0] NCCL INFO Ring 00 : 1[3] -> 2[0] [receive] via NET/IB/0
+    => via me=3 peer=0 transport=P2P/IPC
+    => via me=2 peer=1 transport=NET/IB/0
+
+Reads
+    log a.log: node-a:311:405 [0] NCCL INFO NET : Using interface eth0:10.0.0.1<0>
+    => bootstrap interface=eth0 address=10.0.0.1
+
+Reads
+    log a.log: node-a:311:405 [0] include/socket.h:361 NCCL WARN Call to connect timeout : Connection refused
+    => connect by=NCCL reason=Connection_refused errno=111
+
+Reads
+    log a.log: # Avg bus bandwidth    : 7.66
+    => ended by=nccl-tests
+
+Reads
     log a.log: node-a:311:405 [0] misc/socket.cc:533 NCCL WARN socketPollConnect: Connect to 10.0.0.2<51377> returned 113(No route to host) errno
     => connect by=NCCL address=10.0.0.2 port=51377 reason=No_route_to_host errno=113
 
@@ -120,14 +138,17 @@ from ncclcheck.model import Fact
 
 _NUMBERS = {os.strerror(number): number for number in errno.errorcode}
 _ABOUT = r"comm 0x\w+ rank \d+ n[rR]anks \d+ cudaDev \d+ .*- "
-_CONNECT = r"[Cc]onnect to (?P<address>[^\s<]+)<(?P<port>\d+)> (?:failed : |returned (?:\d+\()?)(?P<reason>[A-Z][A-Za-z ]+[a-z])"
+_CONNECT = r"[Cc]onnect to (?P<address>[^\s<]+)<(?P<port>\d+)> (?:failed : |failed with error |returned (?:\d+\()?)(?P<reason>[A-Z][A-Za-z ]+[a-z])"
 _TRANSFER = r"Call to (?:recv from|send to) (?P<address>[^\s<]+)<(?P<port>\d+)> failed : (?:\d+ \()?(?P<reason>[A-Z][A-Za-z ]+[a-z])"
+_OLD_CONNECT = r"Call to connect (?:timeout|failed) : (?P<reason>[A-Z][A-Za-z ]+[a-z])"  # before 2.5
 _GONE = ("Connection reset by peer", "Broken pipe")  # the peer went; anything else is the network's doing
 _CLOSED = r"Connection closed by remote peer(?: (?P<peer>[^\s<]+)<)?"
 _COMPLETION = (
     r"Got completion (?:from peer (?P<peer>[^\s<]+)<\d+> )?with (?:error |status=(?:\w+\()?)(?P<status>\d+)\)?.*?vendor[ _]err[ =](?P<vendor>\d+)"
     r"(?:.*?localGid (?P<local>[0-9a-f:.]+))?(?:.*?remoteGids? ?(?P<remote>[0-9a-f:.]+))?(?:.*?hca (?P<interface>\w+))?"
 )
+_FIRST_CHANNEL = r"(?:Channel 00(?:/\d+)?|Ring 00) : \d"  # the others connect the same ranks, and a large job prints millions
+_VIA = re.compile(r" 00(?:/\d+)? : (?P<from>\d+)(?:\[\w+\])? -> (?P<to>\d+)(?:\[\w+\])?(?: \[(?P<end>send|receive)\])? via (?P<transport>\S+)")
 _RETRIED = r"Transport retry count exceeded on (?P<interface>\w+):\d+/(?P<kind>RoCE|IB)"  # UCX
 _FINISHED = re.compile(r"- (Destroy|Abort) COMPLETE")
 
@@ -135,6 +156,12 @@ _FINISHED = re.compile(r"- (Destroy|Abort) COMPLETE")
 def _finished(line: Line, following: Iterator[Line]) -> Iterator[Fact]:
     if match := _FINISHED.search(line.text):
         yield line.fact("left" if match[1] == "Destroy" else "aborted", {"by": "NCCL"})
+
+
+def _via(line: Line, following: Iterator[Line]) -> Iterator[Fact]:
+    if match := _VIA.search(line.text):
+        me, peer = ("to", "from") if match["end"] == "receive" else ("from", "to")
+        yield line.fact("via", {"me": int(match[me]), "peer": int(match[peer]), "transport": match["transport"]})
 
 
 def _connect(line: Line, following: Iterator[Line]) -> Iterator[Fact]:
@@ -164,7 +191,17 @@ def _closed(line: Line, following: Iterator[Line]) -> Iterator[Fact]:
 def _refused(match: re.Match[str]) -> dict[str, str | int]:
     reason = match["reason"]
     number = {"errno": _NUMBERS[reason]} if reason in _NUMBERS else {}
-    return {"by": "NCCL", "address": match["address"], "port": int(match["port"]), "reason": reason, **number}
+    where = {"address": match["address"], "port": int(match["port"])} if "address" in match.re.groupindex else {}
+    return {"by": "NCCL", **where, "reason": reason, **number}
+
+
+def _old_connect(line: Line, following: Iterator[Line]) -> Iterator[Fact]:
+    if match := compiled(_OLD_CONNECT).search(line.text):
+        yield line.fact("connect", _refused(match))
+
+
+def _ended(line: Line, following: Iterator[Line]) -> Iterator[Fact]:
+    yield line.fact("ended", {"by": "nccl-tests"})
 
 
 READS = (
@@ -182,9 +219,11 @@ READS = (
     ),
     Block(_ABOUT + r"(?:Destroy|Abort) COMPLETE", _finished),
     Clue("setting", r"(?P<name>NCCL_\w+) set (?:by environment )?to (?P<value>\S.*?)\.?\s*$"),
-    Clue("via", r"(?:Channel|Ring) \d+(?:/\d+)? : (?P<me>\d+)(?:\[\w+\])? -> (?P<peer>\d+)(?:\[\w+\])?(?: \[send\])? via (?P<transport>\S+)"),
-    Clue("via", r"(?:Channel|Ring) \d+(?:/\d+)? : (?P<peer>\d+)(?:\[\w+\])? -> (?P<me>\d+)(?:\[\w+\])? \[receive\] via (?P<transport>\S+)"),
+    Block(_FIRST_CHANNEL, _via),
+    Clue("bootstrap", r"NET : Using interface (?P<interface>[\w.@-]+):(?P<address>[0-9a-fA-F.:]+(?:%\w+)?)<\d+>"),
     Block(_CONNECT, _connect),
+    Block(_OLD_CONNECT, _old_connect),
+    Block(r"^# Avg bus bandwidth", _ended),
     Block(_TRANSFER, _transfer),
     Block(_CLOSED, _closed),
     Clue("ib-memory", r"(?P<call>ibv_\w+|mlx5dv_\w+)\b.{0,80}Cannot allocate memory"),

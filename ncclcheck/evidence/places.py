@@ -46,11 +46,14 @@ _NO_HOSTS = (
     "bundle head tail server client master console container local global attempt "
 )
 _BUNDLED = re.compile(r"(?:^|/)(?:pyspy|proc|env|log)\.(?P<host>[^/]+?)\.(?:rank(?P<rank>\d+)\.)?(?P<pid>\d+)\.[^/]*$")  # as `ncclcheck collect` names them
+_NOBODY = Place()
 _WORDS = frozenset(_NO_HOSTS.split())
 
 
 def of_line(text: str) -> tuple[Place, str, float | None]:
     """The speaker, the rest of the line, and the time in seconds since the year began."""
+    if text[:1] in (" ", "\t") and not text.lstrip(" ")[:1].isdigit():  # an indented line has no prefix, but for a number of srun's
+        return _NOBODY, text, None
     host: str | None = None
     rank = pid = local = None
     time: float | None = None

@@ -187,7 +187,7 @@ def _fact(frames: list[Frame], name: str, tid: str, pid: int | None, host: str |
 
 def _json(line: Line, following: Iterator[Line]) -> Iterator[Fact]:
     """One thread of `--json`; pid is its first key. A document in one line holds many."""
-    pid, name, frames, function = None, "", list[Frame](), ""
+    pid, name, frames, function, file = None, "", list[Frame](), "", ""
     first = True
     for each in chain([line], following):
         for match in _PAIR.finditer(each.text):

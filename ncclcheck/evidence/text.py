@@ -15,13 +15,14 @@ from ahocorasick_rs import BytesAhoCorasick
 from ncclcheck import registry
 from ncclcheck.evidence import places
 from ncclcheck.evidence._chunks import LONGEST_LINE, chunks, pairwise
-from ncclcheck.evidence._reads import Line, Read, Statement, anchors, compiled
+from ncclcheck.evidence._reads import Block, Line, Read, Statement, anchors, compiled
 from ncclcheck.evidence._streams import Stream
 from ncclcheck.model import Fact
 
 FOLLOWING = 2000  # lines that a block may look ahead, within the next chunk
 MANY = 20_000  # lines that matched one read, after which only the newest of each chunk are tried
 FEW = 16  # how many of the newest
+REMEMBERED = 100_000  # lines that are known again when they are repeated word for word
 SAME = 20_000  # facts of one kind that are kept of one file, and again as many of the newest
 MOST_TEXT = 64 << 20  # characters of quoted lines that are kept of one file
 FAILED = "reader-failed"  # the kind of fact that says that a reader did
@@ -82,12 +83,18 @@ def lines(texts: Iterable[str], file: str) -> Iterator[Fact]:
 def _facts(stream: Stream, file: str) -> Iterator[Fact]:
     known = everything()
     matched = [0] * len(known.reads)
+    told: set[int] = set()  # hashes of lines: the same line says nothing new, but what follows it may
+    last: tuple[str, int] | None = None  # the last line that is not blank, and its number
     before = 1  # the number of the chunk's first line
     for chunk, ahead in pairwise(chunks(stream)):
         number, counted = before, 0
         for start, end, owners in _hits(chunk, known, matched):
             number, counted = number + chunk.count(b"\n", counted, start), start
             text = _text(chunk, start, end)
+            if (same := hash(text)) in told:
+                owners = [owner for owner in owners if isinstance(known.reads[owner][1], Block)]
+            elif len(told) < REMEMBERED:
+                told.add(same)
             plain = _plain(text)
             line: Line | None = None
             for owner in owners:
@@ -100,6 +107,12 @@ def _facts(stream: Stream, file: str) -> Iterator[Fact]:
                     else:
                         yield from _told(name, read_, line, text, _Following(chunk, end + 1, ahead, number + 1, file))
         before = number + chunk.count(b"\n", counted)
+        if words := chunk.rstrip():
+            begin = words.rfind(b"\n") + 1
+            last = _text(words, begin, len(words)), before - chunk.count(b"\n", begin)
+    if last:
+        text, number = last
+        yield _quoting(_line(_plain(text), number, file).fact("last-line"), {number: text})
 
 
 def _hits(chunk: bytes, known: _Reads, matched: list[int]) -> Iterator[tuple[int, int, list[int]]]:

@@ -16,6 +16,7 @@ from ncclcheck.report import engines, slowest
 WIDTH = 100  # columns; only commands are longer, since a wrapped command cannot be copied
 MANY_NODES = 8  # above this many only the nodes and ranks that a finding names are listed
 EVIDENCE_LINES = 6  # quoted per finding
+MOST_PROBLEMS = 12  # sources with a problem that are listed
 EVIDENCE_CHARACTERS = 300  # quoted per line
 SWEPT_OPERATIONS = 2  # a probe with at most this many operations on one type gets a row per size, another a row per operation
 _RIGHT = {"node", "rank", "local_rank", "node_rank", "pid", "size", "min", "median", "p99", "algbw", "busbw", "seconds"}
@@ -24,7 +25,7 @@ _COLOURS = {0: "32", 1: "31", 3: "33"}  # by exit code: green, red, yellow
 
 def render(report: Report, color: bool = False) -> str:
     """Tables first, then findings, and last the verdict with what to type next."""
-    sections = [*_nodes(report), *_measurements(report.probes), *_engine(report.probes), *_probes(report.probes)]
+    sections = [*_sources(report), *_nodes(report), *_measurements(report.probes), *_engine(report.probes), *_probes(report.probes)]
     sections += [_finding(number, finding, color) for number, finding in enumerate(report.findings, 1)]
     return "\n\n".join([*sections, _verdict(report, color)]) + "\n"
 
@@ -95,6 +96,18 @@ def _finding(number: int, finding: Finding, color: bool) -> str:
         lines += _wrap(head + text, indent=" " * len(head)) if label == "evidence" else [head + text]
         previous = label
     return "\n".join(lines)
+
+
+def _sources(report: Report) -> Iterator[str]:
+    """What was read, and a line about each source that was not, or not wholly."""
+    sources = list(report.sources)
+    if sources:
+        size = units.bytes_text(sum(source["bytes"] for source in sources))
+        lines = _wrap(f"read {len(sources)} source{'s' * (len(sources) != 1)}, {size}")
+        problems = [source for source in sources if source["problem"]]
+        lines += [line for source in problems[:MOST_PROBLEMS] for line in _wrap(f"  {source['name']}: {source['problem']}", indent="    ")]
+        more = len(problems) - MOST_PROBLEMS
+        yield "\n".join([*lines, *([f"  and {more} more with a problem, which --format json lists"] if more > 0 else [])])
 
 
 def _nodes(report: Report) -> Iterator[str]:

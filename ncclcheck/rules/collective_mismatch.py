@@ -81,7 +81,8 @@ EXPLAINS = (
 
 _REMEDY = (
     "make every rank issue the same collectives in the same order: look for a branch that only some ranks take, and for calls that one skips; "
-    "print the shape (numel) and dtype of the tensor before the call; export TORCH_DISTRIBUTED_DEBUG=DETAIL to have torch check each call"
+    "print the shape (numel) and dtype of the tensor before the call; export TORCH_DISTRIBUTED_DEBUG=DETAIL to have torch check each call; "
+    "where an engine's own code does it, upgrade the engine, or turn off the feature whose code the odd rank is in"
 )
 _IN_COLLECTIVE = re.compile(
     r"(all_reduce|broadcast|reduce|all_gather\w*|gather|scatter|reduce_scatter\w*|all_to_all\w*|barrier) \(.*distributed_c10d\.py"

@@ -24,7 +24,17 @@ Blames
 
 Blames
     log out.log: ValueError: World size (4) is larger than the number of available GPUs (2) in this node. If this is intentional and you are using:
+    log out.log: ValueError: Tensor parallel size (4) cannot be larger than the number of available GPUs (2).
     => -
+
+Blames
+    log out.log: [rank5]: RuntimeError: No CUDA GPUs are available
+    log out.log: [rank5]: AssertionError: Invalid device id
+    => 5
+
+Blames
+    log out.log: ValueError: No slot '5' specified on host 'node-a'
+    => node-a
 
 Spares
     rank 0 @ a: init
@@ -32,6 +42,9 @@ Spares
 
 Spares
     log out.log: CUDA_VISIBLE_DEVICES=4,5 torchrun --nnodes=1 --nproc-per-node=2 train.py
+
+Spares
+    log out.log: node-a:311:405 [0] transport/p2p.cc:273 NCCL WARN Cuda failure 101 'invalid device ordinal'
 """
 
 from __future__ import annotations
@@ -50,12 +63,23 @@ REMEDY = (
 READS = (
     Clue("visible-gpus", r"CUDA_VISIBLE_DEVICES=(?P<visible>[\w,-]+).*--nproc[-_]per[-_]node[= ](?P<nproc>\d+)"),
     Statement(
-        r"(?:CUDA|HIP|Cuda|cuda)\b.{0,60}invalid device ordinal", "{who} asks for a GPU that it cannot see (invalid device ordinal)", REMEDY, 0.93
+        r"(?<!p2p\.cc:\d\d\d NCCL WARN )(?:CUDA|HIP|Cuda|cuda)\b.{0,60}invalid device ordinal",
+        "{who} asks for a GPU that it cannot see (invalid device ordinal)",
+        REMEDY,
+        0.93,
     ),
     Statement(r"no (?:CUDA|ROCm)-capable device is detected", "{who} sees no GPU at all", REMEDY, 0.85),
+    Statement(r"No CUDA GPUs are available", "{who} sees no GPU at all", REMEDY, 0.88),
+    Statement(r"AssertionError: Invalid device id", "{who} asks for a GPU that it cannot see", REMEDY, 0.85),
+    Statement(
+        r"No slot '(?P<slot>\d+)' specified on host '(?P<host>[^']+)'",
+        "GPU {slot} is asked for on {who}, and its list of GPUs (slots) has no such one",
+        "deepspeed --include and --num_gpus, and slots= in the hostfile, must name GPUs that are there; nvidia-smi -L; echo $CUDA_VISIBLE_DEVICES",
+        0.9,
+    ),
     Statement(r"You requested gpu: ", "{who} asks for GPUs that it cannot see", REMEDY, 0.9),
     Statement(
-        r"World size \((?P<world>\d+)\) is larger than the number of available GPUs \((?P<gpus>\d+)\)",
+        r"(?:World|parallel) size \((?P<world>\d+)\) (?:is|cannot be) larger than the number of available GPUs \((?P<gpus>\d+)\)",
         "{world} ranks are to run on this node and it shows {gpus} GPUs",
         "echo $CUDA_VISIBLE_DEVICES; nvidia-smi -L; then --tensor-parallel-size {gpus}, or --nnodes to spread over nodes",
         0.95,

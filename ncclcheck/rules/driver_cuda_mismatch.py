@@ -5,6 +5,10 @@ Blames
     => node-a
 
 Blames
+    log a.log: node-a:311:405 [0] enqueue.cc:802 NCCL WARN Cuda failure 'API call is not supported in the installed CUDA driver'
+    => node-a
+
+Blames
     log rank2.log: RuntimeError: The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver
     => 2
 
@@ -46,6 +50,13 @@ READS = (
         "the NVIDIA driver of {who} is older than the CUDA runtime needs",
         REMEDY,
         0.95,
+    ),
+    Statement(
+        r"not supported in the installed CUDA driver|cudaErrorCallRequiresNewerDriver|cudaErrorInsufficientDriver"
+        r"|CUDA_ERROR_(?:SYSTEM_DRIVER_MISMATCH|COMPAT_NOT_SUPPORTED_ON_DEVICE|UNSUPPORTED_PTX_VERSION)",
+        "the NVIDIA driver of {who} is older than its CUDA library needs",
+        REMEDY,
+        0.92,
     ),
     Statement(
         r"The NVIDIA driver on your system is too old \(found version (?P<version>\d+)\)",

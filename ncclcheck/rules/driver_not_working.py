@@ -31,6 +31,12 @@ Blames
     => node-a
 
 Blames
+    log a.log: node-a:311:405 [0] misc/nvmlwrap.cc:190 NCCL WARN nvmlDeviceGetHandleByIndex(2) failed: Unknown Error
+    log a.log: node-a:311:405 [0] misc/nvmlwrap.cc:110 NCCL WARN Failed to open libnvidia-ml.so.1
+    log a.log: node-a:311:405 [0] misc/cudawrap.cc:110 NCCL WARN Failed to find CUDA library libcuda.so (NCCL_CUDA_PATH='') :
+    => node-a
+
+Blames
     log rank2.log: RuntimeError: ProcessGroupNCCL is only supported with GPUs, no GPUs found!
     => 2
 
@@ -69,6 +75,12 @@ READS = (
     ),
     Statement(r"nvidia-container-cli: initialization error: (?P<error>.*)", "the container got no GPU: {error}", REMEDY, 0.93),
     Statement(r"nvmlInit\w*\(\) failed: (?P<error>.*)", "NVML cannot be used on {who}: {error}", REMEDY, 0.85),
+    Statement(
+        r"nvmlDeviceGet\w+\(.{0,60}\) failed: (?P<error>(?!GPU is lost|Not Supported)\w.*)", "NVML fails on {who}: {error}", REMEDY, 0.7, "host"
+    ),
+    Statement(
+        r"Failed to (?:open (?P<library>libnvidia-ml\.so)|find CUDA library)", "{who} has no library of the NVIDIA driver", REMEDY, 0.8, "host"
+    ),
     Statement(r"ProcessGroupNCCL is only supported with GPUs, no GPUs found", "{who} sees no GPU", REMEDY, 0.85),
 )
 

@@ -44,9 +44,10 @@ from ncclcheck.evidence._reads import Statement
 from ncclcheck.model import Culprit, Fact, Finding, Run
 from ncclcheck.rules import _reading as reading
 
-EXPLAINS = ("missing_rank_at_rendezvous",)
+EXPLAINS = ("missing_rank_at_rendezvous", "bind_address_not_local")
 _REMEDY = (
-    "give each node its own --node-rank (0 to nnodes - 1; NODE_RANK for Lightning, --machine_rank for accelerate), and each process its own RANK (node_rank x nproc_per_node + LOCAL_RANK): "
+    "give each node its own --node-rank (0 to nnodes - 1; NODE_RANK for Lightning, --machine_rank for accelerate), "
+    "and each process its own RANK (node_rank x nproc_per_node + LOCAL_RANK): "
     "ps -ef | grep -E 'node.rank|RANK'   # on every node; one of them has another one's number"
 )
 

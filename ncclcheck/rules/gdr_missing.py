@@ -17,6 +17,11 @@ Blames
     log a.log: cat: /sys/kernel/mm/memory_peers/nv_mem/version: No such file or directory
     => -
 
+Blames
+    log a.log: node-a:311:405 [0] NCCL INFO Channel 00/0 : 1[0] -> 0[0] [send] via NET/IB/0/GDRDMA
+    log b.log: node-b:312:406 [0] NCCL INFO Channel 00/0 : 1[0] -> 0[0] [receive] via NET/IB/1
+    => node-b
+
 Spares
     log a.log: node-a:311:405 [0] NCCL INFO GPU Direct RDMA Disabled for GPU 0 / HCA 1 (distance 8 > 4)
 """
@@ -24,6 +29,8 @@ Spares
 from __future__ import annotations
 
 from ncclcheck.evidence._reads import Statement
+from ncclcheck.model import Culprit, Finding, Run
+from ncclcheck.rules import _reading as reading
 
 REMEDY = (
     "modprobe nvidia-peermem; lsmod | grep peermem   # after OFED was installed and the driver rebuilt against it; or DMA-BUF: open kernel modules "
@@ -51,3 +58,16 @@ READS = (
         r"/sys/kernel/mm/memory_peers/nv_mem\w*/version: No such file", "no module for GPUDirect RDMA is loaded on {who}", REMEDY, 0.55, "host"
     ),
 )
+
+
+def check(run: Run) -> list[Finding]:
+    """Hosts whose channels go over RDMA without GPUDirect where others' go with it."""
+    over = [fact for fact in run.of("via") if str(fact.get("transport", "")).startswith("NET/IB") and fact.host]
+    direct = [fact for fact in over if "GDRDMA" in str(fact.get("transport"))]
+    able = {fact.host for fact in direct}
+    without = [fact for fact in over if fact.host not in able]
+    if not direct or not without:
+        return []
+    hosts = list(dict.fromkeys(str(fact.host) for fact in without))
+    title = f"{', '.join(hosts)} sends over RDMA without GPUDirect, which works on {direct[0].host}"
+    return [Finding("gdr-missing", title, Culprit(hosts=hosts), 0.65, reading.quote(without[0], direct[0]), REMEDY)]

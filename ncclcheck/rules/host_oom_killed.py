@@ -51,7 +51,7 @@ _KUBERNETES = "kubectl describe pod POD; kubectl top pod POD   # then a larger r
 
 READS = (
     Statement(
-        r"Detected \d+ oom[_-]kill events? in", "the memory limit of the Slurm step was reached and tasks of it were killed", _SLURM, 0.95, "host"
+        r"Detected \d+ oom[_-]kill events? in", "the memory limit of the Slurm step was reached and tasks of it were killed", _SLURM, 0.93, "host"
     ),
     Statement(r"error: (?P<host>[\w.-]+): tasks? (?P<tasks>[\d,-]+): Out Of Memory", "task {tasks} on {host} was killed for memory", _SLURM, 0.95),
     Statement(r"\bOOMKilled\b", "a container reached its memory limit and was killed", _KUBERNETES, 0.9, "host"),

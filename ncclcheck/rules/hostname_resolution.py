@@ -35,7 +35,8 @@ Blames
     => -
 
 Blames
-    log node-b.log: [W socket.cpp:697] [c10d] The client socket has failed to connect to [::ffff:0.18.214.135]:41233 (errno: 110 - Connection timed out).
+    log node-b.log: [W socket.cpp:697] [c10d] The client socket has failed to connect to [::ffff:0.18.214.135]:41233 (errno: 110 - \
+Connection timed out).
     log node-b.log: [E socket.cpp:753] [c10d] The client socket has failed to connect to any network address of (1234567, 41233).
     => node-b
 

@@ -14,6 +14,12 @@ Blames
 
 Blames
     log a.log: node-a:311:405 [0] transport/net_ib.cc:80 NCCL WARN NET/IB : Got async event : port error
+    log a.log: node-a:311:405 [0] net_ib/p2p.cc:80 NCCL WARN NET/IB: Device 2 marked as failed. Initiating recovery? No (send comm=0x7f)
+    log a.log: node-a:311:405 [0] net_ib/p2p.cc:80 NCCL WARN NET/IB: Fatal error. Detected 2 failed devices out of 2 devices on the send communicator
+    => node-a
+
+Blames
+    log a.log: node-a:311:405 [0] transport/net_ib.cc:199 NCCL WARN NET/IB : mlx5_3:1 async fatal event on QP (0x7f) qpn=12: local work
     => node-a
 
 Blames
@@ -64,6 +70,20 @@ READS = (
         "the port {interface} of {who} reports that it failed",
         REMEDY.replace("{device}", "{card}"),
         0.95,
+        "host",
+    ),
+    Statement(
+        r"NET/IB ?: (?P<interface>(?P<card>\w+):\d+) async fatal event on (?:QP|CQ|SRQ)",
+        "the card {card} of {who} reports a fatal error",
+        REMEDY.replace("{device}", "{card}"),
+        0.85,
+        "host",
+    ),
+    Statement(
+        r"NET/IB: (?:Device \d+ marked as failed|Fatal error\. Detected \d+ failed devices)",
+        "NCCL gave up a network card of {who}",
+        REMEDY.replace("{device}", "mlx5_X"),
+        0.85,
         "host",
     ),
     Statement(rf"NET/IB ?: {EVENT}", "an InfiniBand or RoCE port of {who} reports that it failed", REMEDY.replace("{device}", "mlx5_X"), 0.9, "host"),

@@ -18,6 +18,10 @@ Blames
     log a.log: max locked memory       (kbytes, -l) 64
     => node-a
 
+Blames
+    log rank0.log: allocate some locked memory. This typically can indicate that the memlock limits are set too low. For most HPC installations
+    => 0
+
 Spares
     log a.log: node-a:311:405 [0] misc/ibvwrap.cc:183 NCCL WARN Call to ibv_reg_mr failed with error Cannot allocate memory
     log a.log: Max locked memory         unlimited            unlimited            bytes
@@ -39,6 +43,7 @@ REMEDY = (
 
 READS = (
     Statement(r"[Ss]et max locked memory \(ulimit -l\) to 'unlimited' \(current: (?P<limit>[^)]*)\)", "{who} may lock only {limit}", REMEDY, 0.95),
+    Statement(r"memlock limits are set too low", "{who} may lock too little memory for RDMA", REMEDY, 0.9),
     Statement(r"RLIMIT_MEMLOCK is (?P<limit>\d+) bytes", "{who} may lock only {limit} bytes of memory", REMEDY, 0.85),
 )
 

@@ -13,6 +13,16 @@ Blames
     => node-a
 
 Blames
+    log a.log: node-a:311:405 [0] transport/p2p.cc:273 NCCL WARN Cuda failure 101 'invalid device ordinal'
+    => node-a
+
+Blames
+    log rank3.log: ls: cannot access '/dev/nvidia-caps-imex-channels': No such file or directory
+    log rank3.log: cuMemCreate of a fabric handle failed: CUDA_ERROR_NOT_PERMITTED (CU_MEM_HANDLE_TYPE_FABRIC)
+    log rank3.log: Domain State: DEGRADED
+    => 3
+
+Blames
     log a.log: node-a:311:405 [0] init.cc:700 NCCL WARN MNNVL is not supported on this system
     => node-a
 
@@ -34,7 +44,7 @@ REMEDY = (
 
 READS = (
     Statement(
-        r"MNNVL .{0,30}is available but not working on this system",
+        r"MNNVL .{0,30}is available but not working on (?:this|some) system",
         "NVLink between nodes does not work on {who}: IMEX is not set up",
         REMEDY,
         0.95,
@@ -47,6 +57,18 @@ READS = (
         0.9,
         "host",
     ),
+    Statement(
+        r"p2p\.cc:\d+ NCCL WARN (?:Cuda|CUDA) failure 101 ",
+        "{who} cannot map the memory of another container's or node's GPU",
+        f"{REMEDY}; containers on one node: all of its GPUs in each (CUDA_VISIBLE_DEVICES chooses), else NCCL_P2P_DISABLE=1",
+        0.65,
+        "host",
+    ),
+    Statement(r"nvidia-caps-imex-channels\S*: No such file", "{who} has no IMEX channel", REMEDY, 0.85),
+    Statement(
+        r"(?:NOT_PERMITTED|not permitted).{0,80}CU_MEM_HANDLE_TYPE_FABRIC", "{who} may not make memory that other nodes can map: IMEX", REMEDY, 0.85
+    ),
+    Statement(r"Domain State: (?P<state>DEGRADED|DOWN|INITIALIZING)", "the IMEX domain of {who} is {state}", REMEDY, 0.85),
     Statement(r"cuMemImportFromShareableHandle", "memory of another process or node cannot be mapped by {who}: IMEX", REMEDY, 0.75, "host"),
     Statement(
         r"nvidia-imex\[\d+\]: .*(?:fail|refused|mismatch|unreachable)", "the IMEX service of {who} cannot reach its peers", REMEDY, 0.85, "host"

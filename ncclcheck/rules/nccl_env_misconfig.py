@@ -47,6 +47,22 @@ Blames
     log a.log: node-a:311:405 [0] init.cc:2100 NCCL WARN ncclCommGetUniqueId should not be called when NCCL_COMM_ID is set
     => node-a
 
+Blames
+    log a.log: node-a:311:405 [0] NCCL INFO Using network IB
+    log b.log: node-b:311:405 [0] NCCL INFO NCCL_IB_DISABLE set by environment to 1.
+    log b.log: node-b:311:405 [0] NCCL INFO Using network Socket
+    => node-b
+
+Blames
+    log a.log: node-a:311:405 [0] transport.cc:60 NCCL WARN No transport found for rank 1[2000] -> rank 0[1000]
+    log a.log: node-a:311:405 [0] transport/net_ib.cc:60 NCCL WARN NET/IB: NCCL_IB_SUBNET_PREFIX_LEN=0 is out of range [1,32]
+    log a.log: a:1:2 [0] net_socket.cc:60 NCCL WARN NET/Socket : peer 10.0.0.2<51> message truncated : receiving 524288 bytes instead of 65536. If
+    => node-a
+
+Spares
+    log a.log: node-a:311:405 [0] NCCL INFO Using network Socket
+    log b.log: node-b:311:405 [0] NCCL INFO Using network Socket
+
 Spares
     log a.log: node-a:311:405 [0] NCCL INFO NCCL_SOCKET_IFNAME set by environment to eth0
     log b.log: node-b:311:405 [0] NCCL INFO NCCL_SOCKET_IFNAME set by environment to ens5
@@ -55,6 +71,7 @@ Spares
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 from ncclcheck.evidence._reads import Statement
 from ncclcheck.model import Culprit, Fact, Finding, Run
@@ -75,11 +92,33 @@ READS = (
         r"Error: network (?P<net>\S.*?) not found", "no network {net} as NCCL_NET demands on {who}", "unset NCCL_NET   # or install its plugin", 0.92
     ),
     Statement(
-        r"Error : no algorithm/protocol available for function (?P<function>\w+)",
+        r"[Nn]o algorithm/protocol available for function (?P<function>\w+)",
         "the NCCL_ALGO and NCCL_PROTO that are set leave no way to do {function}",
         "unset NCCL_ALGO NCCL_PROTO   # on every rank",
         0.92,
         "host",
+    ),
+    Statement(
+        r"No transport found for rank|Rank \d+ has no transport for",
+        "the settings leave {who} no way to reach a peer",
+        "unset NCCL_P2P_DISABLE NCCL_SHM_DISABLE NCCL_NET NCCL_P2P_LEVEL   # on every rank; one of P2P, SHM and a network must be left",
+        0.7,
+        "host",
+    ),
+    Statement(
+        r"(?P<setting>NCCL_\w+)=(?P<value>\S+) is out of range",
+        "{setting}={value} on {who} is not allowed",
+        "unset {setting}   # and grep {setting} /etc/nccl.conf ~/.nccl.conf",
+        0.85,
+        "host",
+    ),
+    Statement(
+        r"NET/Socket : peer (?P<peer>[^\s<]+)<\d+> message truncated : receiving \d+ bytes instead of",
+        "a peer sends other amounts than {who} expects: NCCL_ALGO, NCCL_PROTO or another setting differs, or the collectives do",
+        "env | grep NCCL_   # on every rank, and grep NCCL_ /etc/nccl.conf ~/.nccl.conf: the same everywhere (NCCL_PROTO, NCCL_ALGO); the same NCCL "
+        "version; else TORCH_DISTRIBUTED_DEBUG=DETAIL shows which collective differs",
+        0.5,
+        "nobody",
     ),
     Statement(r"Invalid NCCL_COMM_ID, ", "NCCL_COMM_ID is not an address and port", "unset NCCL_COMM_ID", 0.92, "host"),
     Statement(r"should not be called when NCCL_COMM_ID is set", "NCCL_COMM_ID is set by somebody else", "unset NCCL_COMM_ID", 0.92, "host"),
@@ -110,6 +149,7 @@ def check(run: Run) -> list[Finding]:
     speakers = list(dict.fromkeys(fact.host for fact in settings if fact.host))
     result = [finding for name in names for finding in _differing(name, [fact for fact in settings if fact.get("name") == name], speakers)]
     large = [f for f in settings if f.get("name") == "NCCL_BUFFSIZE" and isinstance(f.get("value"), int) and f.get("value") >= LARGE_BUFFER]
+    result += _networks(run)
     refused = run.of("ib-memory")
     if large and refused:
         title = f"NCCL_BUFFSIZE={large[0].get('value')} is more than the network device can register"
@@ -117,6 +157,24 @@ def check(run: Run) -> list[Finding]:
         remedy = "unset NCCL_BUFFSIZE   # the default is 4194304"
         result.append(Finding("nccl-env-misconfig", title, Culprit(hosts=hosts or None), 0.85, reading.quote(large[0], refused[0]), remedy))
     return result
+
+
+def _networks(run: Run) -> list[Finding]:
+    """Hosts that go over another network than most: they cannot meet."""
+    spoken = {fact.host: fact for fact in reversed(run.of("net")) if fact.host}
+    names = Counter(str(fact.get("name")) for fact in spoken.values())
+    if len(names) < 2 or len(spoken) < 2:
+        return []
+    odd = min(names, key=lambda name: (names[name], name != "Socket"))
+    facts = [fact for fact in spoken.values() if str(fact.get("name")) == odd]
+    other = next(fact for fact in spoken.values() if str(fact.get("name")) != odd)
+    why = [fact for fact in run.of("setting") if fact.get("name") in ("NCCL_IB_DISABLE", "NCCL_NET", "NCCL_NET_PLUGIN")]
+    hosts = [str(fact.host) for fact in facts]
+    title = f"{', '.join(hosts)} goes over the network {odd} and {other.host} over {other.get('name')}: they cannot meet"
+    remedy = (
+        "echo $NCCL_IB_DISABLE $NCCL_NET $NCCL_NET_PLUGIN $NCCL_IB_HCA   # the same on every node (unset NCCL_IB_DISABLE); ibv_devinfo -l on each"
+    )
+    return [Finding("nccl-env-misconfig", title, Culprit(hosts=hosts), 0.8 if why else 0.65, reading.quote(*facts[:2], other, *why[:1]), remedy)]
 
 
 def _differing(name: str, facts: list[Fact], speakers: list[str]) -> list[Finding]:

@@ -9,7 +9,8 @@ Blames
     log a.log: [W socket.cpp:697] [c10d] The client socket has failed to connect to [gpu-1]:29500 (errno: 111 - Connection refused).
     log a.log: INFO:torch.distributed.distributed_c10d:Rank 1: Completed store-based barrier for key:store_based_barrier_key:1 with 2 nodes.
     log a.log: Training finished.
-    log a.log: [rank1]:[W ProcessGroupNCCL.cpp:1662] Failed to check the "should dump" flag on TCPStore, (maybe TCPStore server has shut down too early)
+    log a.log: [rank1]:[W ProcessGroupNCCL.cpp:1662] Failed to check the "should dump" flag on TCPStore, (maybe TCPStore server has shut \
+down too early)
     => -
 
 Spares

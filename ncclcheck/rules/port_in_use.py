@@ -61,7 +61,8 @@ from ncclcheck.rules import _reading as reading
 EXPLAINS = ("rank_died_exception", "missing_rank_at_rendezvous")
 _REMEDY = (
     "ss -ltnp 'sport = :{port}'   # there: who holds it? end that process (an earlier run, perhaps), or choose a free port for all nodes: "
-    "MASTER_PORT / --master-port (--master_port, --main_process_port) / --rdzv-endpoint HOST:PORT, VLLM_PORT for an engine's internal ones, and keep them out of the ephemeral port range "
+    "MASTER_PORT / --master-port (--master_port, --main_process_port) / --rdzv-endpoint HOST:PORT, "
+    "VLLM_PORT for an engine's internal ones, and keep them out of the ephemeral port range "
     "(sysctl net.ipv4.ip_local_port_range)"
 )
 

@@ -32,6 +32,11 @@ Blames
     => 1
 
 Blames
+    log a.log: E0119 17:02:11.3 77 torch/distributed/elastic/multiprocessing/api.py:874] failed (exitcode: -11) local_rank: 3 (pid: 91) of binary: python
+    log a.log: Fatal Python error: Segmentation fault
+    => -
+
+Blames
     log a.log: Received 1 death signal, shutting down workers
     => -
 
@@ -111,9 +116,30 @@ _ENDED_BY = {  # what the launcher says of the end -> what it means, what to do,
 }
 
 
+_CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
+_CRASHED = (
+    "export PYTHONFAULTHANDLER=1 shows the Python stack of a crash; ulimit -c unlimited, then gdb python core; dmesg -T | grep -iE 'segfault|Xid'; "
+    "df -h /dev/shm (SIGBUS: it is full); then another release of the package whose library crashed"
+)
+
+
 def check(run: Run) -> list[Finding]:
     """Ranks that died without a word of their own: as their launcher saw it, or because nothing but silence is left of them."""
-    return _cancelled(run) or _ended(run) or _silent(run)
+    return _cancelled(run) or _ended(run) or _unnamed(run) or _silent(run)
+
+
+def _unnamed(run: Run) -> list[Finding]:
+    """Processes killed by a signal of which no rank is known: the launcher says the local rank, or the pid alone."""
+    codes = [fact for fact in run.of("exit") if fact.rank is None and -(fact.get("code") or 0) in (_CRASHES | {signal.SIGKILL})]
+    own = [fact for fact in reading.own_errors(run) if fact.get("type") != "Fatal Python error"]
+    if not codes or own or run.of("says") or run.dumps or run.of("oom-kill") or run.of("served"):
+        return []
+    first = codes[0]
+    who = f"local rank {first.get('local')}" if first.get("local") is not None else f"process {first.pid}" if first.pid else "a process"
+    code = int(first.get("code"))  # type: ignore[call-overload]
+    culprit = Culprit(hosts=list(dict.fromkeys(fact.host for fact in codes if fact.host)) or None)
+    remedy = _CRASHED if -code in _CRASHES else _REMEDY
+    return [Finding("rank-killed", f"{who} was killed by {_signal(code)}", culprit, 0.75, reading.quote(*codes[:6]), remedy)]
 
 
 def _cancelled(run: Run) -> list[Finding]:
@@ -143,7 +169,10 @@ def _silent(run: Run) -> list[Finding]:
     resets = [fact for fact in run.of("reset") if fact.rank in found.waiting]
     if len(found.absent) != 1 or found.absent[0] in told or found.of(found.absent[0]) is None:
         return []
+    if any(fact.rank is None for fact in reading.own_errors(run)):
+        return []  # somebody raised, and it may be this one
     rank = found.absent[0]
+    heard = any(fact.rank == rank and "NCCL" not in (fact.source.text if fact.source else "") for fact in run.of("last-line"))
     signs = [rank in missed, bool(resets), bool(run.dumps) and len(looked_at) > 1]
     if not any(signs):
         return []  # its dump may only not be in the heap
@@ -154,7 +183,7 @@ def _silent(run: Run) -> list[Finding]:
             "rank-killed",
             f"{run.name(rank)} is silent: {found.of(rank)}{silence}{', and connections to it closed' if resets else ''}",
             run.blame([rank]),
-            0.5 + 0.12 * sum(signs),
+            0.5 + 0.12 * sum(signs) if heard else 0.7,  # without its own log: it may have raised, or left
             evidence,
             f"on {(run.hosts([rank]) or ['its host'])[0] or 'its host'}: {_REMEDY}",
             [f"the end of rank {rank}'s log and its launcher's log", "dmesg -T of its host"],

@@ -99,6 +99,8 @@ def _behind(run: Run) -> list[Finding]:
         wait, stack = found.of(rank), stacks.get(rank)
         if rank in ended or len(found.idle) > max(1, len(found.waiting)) or (stack and _communicates(stack.get("frames", []))):
             continue
+        if rank not in dumps and wait and wait.unknown:  # its log tells nothing of sends and receives: it may wait for one of these
+            continue
         place = found.positions.get(rank)
         after = f"; the last it issued is #{place.enqueued}" if place and place.enqueued else ""
         spot = f" sits in {stack.get('own')} and" if stack and stack.get("own") else ""
@@ -107,7 +109,7 @@ def _behind(run: Run) -> list[Finding]:
                 "rank-stuck-in-python",
                 f"{run.name(rank)}{spot} never entered the collective its peers wait in: {wait or 'a message from it'}{after}",
                 run.blame([rank]),
-                0.95 if stack else 0.85,
+                0.95 if stack else 0.85 if rank in dumps else 0.75,
                 [
                     *reading.quote(*([stack] if stack else [])),
                     *([place.evidence] if place else [dumps[rank].newest()] if rank in dumps else []),

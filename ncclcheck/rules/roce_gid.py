@@ -37,7 +37,8 @@ EXPLAINS = ("rank_died_exception", "peer_reset", "network_unreachable")
 
 REMEDY = (
     "show_gids on every node; export NCCL_IB_GID_INDEX=<the index of RoCE v2 with the IPv4 address, often 3>, or unset it (NCCL 2.21 chooses by "
-    "itself); ib_write_bw -x <index> between the nodes; NCCL_IB_TC and PFC as the switches want them; NCCL_IB_DISABLE=1 proves the rest works"
+    "itself); ib_write_bw -x <index> between the nodes; NCCL_IB_HCA=<cards of one network, on every node>; NCCL_IB_TC and PFC as the switches "
+    "want them; NCCL_IB_DISABLE=1 proves the rest works"
 )
 
 READS = (

@@ -9,6 +9,10 @@ Blames
     log a.log: upstream connect error or disconnect/reset before headers. reset reason: protocol error
     => -
 
+Blames
+    log a.log: 2026-03-02T10:00:00.173796Z debug envoy connection [C72] remote early close
+    => -
+
 Spares
     log a.log: node-a:311:405 [0] misc/socket.cc:71 NCCL WARN socketProgress: Connection closed by remote peer 10.0.0.2<40112>
 """
@@ -28,6 +32,7 @@ REMEDY = (
 
 READS = (
     Clue("proxy", r"(?P<name>istio-proxy|istio-init|linkerd-proxy|envoy-sidecar|sidecar\.istio\.io/status)"),
+    Clue("proxy", r"(?:debug|info|warning|error)\s+(?P<name>envoy) (?:connection|conn_handler|upstream|filter|pool|router|config)\b"),
     Statement(r"upstream connect error or disconnect/reset before headers", "a proxy answers in place of the peer", REMEDY, 0.85, "nobody"),
 )
 

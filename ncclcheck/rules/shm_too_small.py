@@ -28,6 +28,23 @@ Blames
     fact exit @ a code=-7
     => a
 
+Blames
+    log rank1.log: ERROR: Unexpected bus error encountered in worker. This might be caused by insufficient shared memory (shm).
+    => 1
+
+Blames
+    fact shm @ a size=67108864
+    log rank1.log: torch.distributed.DistBackendError: NCCL error in: NCCLUtils.hpp:268, unhandled system error (run with NCCL_DEBUG=INFO for details)
+    => 1
+
+Blames
+    log a.log: The object store is using /tmp instead of /dev/shm because /dev/shm has only 67104768 bytes available.
+    log a.log: Fatal Python error: Bus error
+    => -
+
+Spares
+    log rank1.log: torch.distributed.DistBackendError: NCCL error in: NCCLUtils.hpp:268, unhandled system error (run with NCCL_DEBUG=INFO for details)
+
 Spares
     fact exit @ a code=-7
 
@@ -40,7 +57,7 @@ Spares
 
 from __future__ import annotations
 
-from ncclcheck.evidence._reads import Statement
+from ncclcheck.evidence._reads import Clue, Statement
 from ncclcheck.model import Culprit, Finding, Run
 from ncclcheck.rules import _reading as reading
 from ncclcheck.units import bytes_text
@@ -60,6 +77,7 @@ READS = (
     Statement(r"Error while creating shared memory segment \S+ \(size (?P<bytes>\d+)\)(?!, error: (?!No space))", TITLE, REMEDY, 0.85),
     Statement(r"failed to extend (?:/dev/shm/)?\S+ to (?P<bytes>\d+) bytes(?!, error: (?!No space))", TITLE, REMEDY, 0.95),
     Statement(r"DataLoader worker .*is killed by signal: Bus error", TITLE + "'s data loader", REMEDY, 0.93),
+    Statement(r"caused by insufficient shared memory \(shm\)", TITLE + "'s data loader", REMEDY, 0.93),
     Statement(
         r"unable to (?:allocate shared memory\(shm\) for|write to|open|mmap .{0,30}from) file </torch_\w+>.*(?:No space|Cannot allocate)",
         TITLE,
@@ -72,17 +90,23 @@ READS = (
         REMEDY,
         0.95,
     ),
+    Clue("bus-error", r"(?:Bus error|SIGBUS)(?P<text>.{0,40})"),
+    Clue("system-error", r"(?P<error>unhandled system error)"),
+    Clue("shm", r"because /dev/shm has only (?P<available>\d+) bytes available"),
     Statement(r"No space left on device: '/(?:dev/shm/)?(?:psm|torch|sem\.|nccl-|vllm)", TITLE, REMEDY, 0.92),
 )
 
 
 def check(run: Run) -> list[Finding]:
-    """A process ended by SIGBUS, as writing to a full /dev/shm does, where /dev/shm is known to be small or full."""
+    """A process ended by SIGBUS, as writing to a full /dev/shm does, or a system call of NCCL failed, where /dev/shm is known to be small or full."""
     small = [fact for fact in run.of("shm") if int(fact.get("available", fact.get("size", LARGE))) < LARGE]
-    killed = [fact for fact in run.of("exit") if fact.get("code") in SIGBUS]
-    if not small or not killed:
+    killed = [*(fact for fact in run.of("exit") if fact.get("code") in SIGBUS), *run.of("bus-error")]
+    failed = killed or run.of("system-error")
+    if not small or not failed:
         return []
-    ranks = sorted({fact.rank for fact in killed if fact.rank is not None})
-    hosts = list(dict.fromkeys(fact.host for fact in [*killed, *small] if fact.host))
-    title = f"a process was ended by SIGBUS where /dev/shm holds {bytes_text(int(small[0].get('size', 0)))}"
-    return [Finding("shm-too-small", title, Culprit(ranks=ranks or None, hosts=hosts or None), 0.85, reading.quote(*killed[:3], small[0]), REMEDY)]
+    ranks = sorted({fact.rank for fact in failed if fact.rank is not None})
+    hosts = list(dict.fromkeys(fact.host for fact in [*failed, *small] if fact.host))
+    room = f"holds {bytes_text(int(small[0].get('size')))}" if small[0].get("size") else f"has {bytes_text(int(small[0].get('available')))} left"
+    title = f"{'a process was ended by SIGBUS' if killed else 'a system call of NCCL failed'} where /dev/shm {room}"
+    sure = 0.85 if killed else 0.7
+    return [Finding("shm-too-small", title, Culprit(ranks=ranks or None, hosts=hosts or None), sure, reading.quote(*failed[:3], small[0]), REMEDY)]

@@ -13,6 +13,11 @@ Blames
     log rank1.log: [rank1]:[E] [Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=1, OpType=ALLREDUCE, NumelIn=1, NumelOut=1, Timeout(ms)=600000) ran for 600031 milliseconds
     => 0
 
+Blames
+    log a.log: Saving weights:  50%|#####     | 2/4 [09:57<09:57, 1.20it/s]
+    log rank1.log: [rank1]:[E] [Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=1, OpType=ALLREDUCE, NumelIn=1, NumelOut=1, Timeout(ms)=600000) ran for 600031 milliseconds
+    => 0
+
 Spares
     log a.log: Training:  12%|#1        | 4/33 [09:57<1:11:02, 147.00s/it]
     log rank1.log: [rank1]:[E] [Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=9, OpType=ALLREDUCE, NumelIn=1, NumelOut=1, Timeout(ms)=600000) ran for 600031 milliseconds
@@ -33,10 +38,13 @@ READS = (
         "preparing",
         r"(?P<what>[A-Z][\w ()=-]{2,60}):\s{0,9}(?P<percent>\d{1,3})%\|[^|]{0,200}\|\s?(?P<done>\d+)/(?P<all>\d+) \[[^\]]{0,60} examples",
     ),
-    Clue(
-        "preparing",
-        r"(?P<what>(?:Download|Fetch|Preprocess|Tokeniz|Sav|Evaluat|Validat|Predict|Pack|Convert|Extract|Upload|Merg|Generat|Comput)ing?[\w ]{0,40}):"
-        r"\s{0,9}(?P<percent>\d{1,3})%\|[^|]{0,200}\|\s?(?P<done>\d+)/(?P<all>\d+) \[[^\]]{0,60}(?:it|s)/(?:it|s)",
+    *(
+        Clue(
+            "preparing",
+            r"(?P<what>(?:Download|Fetch|Preprocess|Tokeniz|Sav|Evaluat|Validat|Predict|Pack|Convert|Extract|Upload|Merg|Generat|Comput)ing?[\w ]{0,40})"
+            r":\s{0,9}(?P<percent>\d{1,3})%\|[^|]{0,200}\|\s?(?P<done>\d+)/(?P<all>\d+) \[[^\]]{0,60}" + pace,
+        )
+        for pace in ("it/s", "s/it")
     ),
 )
 _JOINT = re.compile(r"Evaluat|Validat|Predict|Generat|Comput")  # work that all ranks usually share
@@ -80,6 +88,8 @@ def _counts(run: Run) -> list[Finding]:
     if run.dumps or any(run.of(kind) for kind in ("timeout", "position", "exit", "gone", "stopped", "error")):
         return []
     apart = [fact for fact in run.of("ras") if fact.get("problem") == "mismatch"]
+    if len(apart) < len(run.of("ras")):  # a process that is gone leaves the survivors at different counts
+        return []
     behind: dict[int, int] = {}
     for fact in apart:
         counts = {int(count): ranks for count, ranks in dict(fact.get("counts") or {}).items()}
@@ -97,6 +107,6 @@ def _counts(run: Run) -> list[Finding]:
             reading.quote(*apart[:4]),
             "ask ncclras twice, 10 s apart: counts that grow mean a slow rank (a straggler), and py-spy record --pid PID there shows "
             "with what; counts that stay mean a stuck one, and py-spy dump --pid PID shows where. A slow network looks alike: measure its bandwidth",
-            ["ncclras -v, twice", "py-spy dump --pid PID of every rank"],
+            ["ncclras -v, twice", "py-spy dump --pid PID of every rank", "the flight recorder's dumps (TORCH_FR_BUFFER_SIZE=2000) of every rank"],
         )
     ]

@@ -28,6 +28,10 @@ Blames
     => -
 
 Blames
+    log a.log:     assert self.total_num_heads % tp_size == 0
+    => -
+
+Blames
     log a.log: AssertionError: num_heads (40) must be divisible by mp_size (16)
     => -
 
@@ -94,6 +98,13 @@ READS = (
     Clue("undivided-heads", r"[Kk][Vv] heads \((?P<whole>\d+)\) must be divisible by (?:the )?(?:tensor parallel|TP) size \((?P<tp>\d+)\)"),
     Clue("undivided-heads", r"num_(?:attention_|key_value_|kv_)?heads \((?P<whole>\d+)\) must be divisible by [tm]p_size \((?P<tp>\d+)\)"),
     Clue("undivided-heads", r"got `num_heads`: (?P<whole>\d+) and `num_shards`: (?P<tp>\d+)"),
+    Statement(
+        r"^\W*assert \S{0,40}heads\w* % \S{0,40}(?:tp|tensor|parallel|world)\w* == 0$",
+        "the attention heads cannot be split over this tensor parallel size",
+        "--tensor-parallel-size (--tp-size) with a divisor of num_attention_heads and num_key_value_heads in config.json; " + _ELSE,
+        0.9,
+        blames="nobody",
+    ),
     Statement(
         r"n_physical_experts=(?P<whole>\d+) must be divisible by ep_size=(?P<size>\d+)",
         "{whole} experts cannot be split over {size} GPUs",

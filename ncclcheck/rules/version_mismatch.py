@@ -36,7 +36,7 @@ from ncclcheck.rules import _reading as reading
 
 EXPLAINS = ("rank_died_exception",)
 _SAME = (
-    "pip list | grep -iE 'torch|nccl|vllm|ray|flash|transformers'   # on every node: they must agree; "
+    "pip list | grep -iE 'torch|nccl|vllm|ray|flash|transformers'   # on every node: they must have the same versions; "
     "pip install the releases that belong to this torch"
 )
 _KINDS = {"torch-version": "torch", "vllm-version": "vLLM", "driver": "the NVIDIA driver"}

@@ -26,6 +26,10 @@ Blames
     log a.log: a:1:2 [3] NET/IB : Got completion from peer b<51> with status=12 vendor err 129 localGid ::ffff:10.1.3.1 remoteGids ::ffff:10.1.4.2
     => a
 
+Blames
+    log a.log: node-a:311:407 [0] transport/net_ib/init.cc:551 NCCL WARN NET/IB : Unable to open device mlx5_4
+    => node-a
+
 Spares
     log a.log: node-a:311:407 [0] NCCL INFO NET/IB : No device found.
 """
@@ -42,7 +46,8 @@ EXPLAINS = ("roce_gid", "rank_died_exception", "peer_reset", "network_unreachabl
 REMEDY = (
     "export NCCL_CROSS_NIC=0   # rails that are not connected with each other; or a route between their subnets; export "
     "NCCL_IB_HCA='=mlx5_0,mlx5_1' with cards of one kind that reach each other, the same on every node; ibdev2netdev; ping -I <device> <peer's "
-    "address> from each card"
+    "address> from each card; RoCE: export NCCL_IB_GID_INDEX=<the index of RoCE v2 with the IPv4 address> (show_gids); NCCL_IB_DISABLE=1 (with "
+    "HPC-X's plugin also NCCL_IBEXT_DISABLE=1) proves that the rest works"
 )
 
 READS = (
@@ -65,6 +70,14 @@ READS = (
         "{who} and its peer use cards of different kinds",
         REMEDY,
         0.9,
+        "host",
+    ),
+    Statement(
+        r"NET/IB ?: Unable to (?:open|query) device (?P<card>[\w.-]+)",
+        "{who} cannot use its card {card}: it has fewer cards than its peers",
+        "ls -l /dev/infiniband; ibv_devinfo -l   # give the container every uverbs device; or leave the card out everywhere: export "
+        "NCCL_IB_HCA=^{card} on every node; unset NCCL_IGNORE_NET_MISMATCH",
+        0.65,
         "host",
     ),
     Statement(

@@ -42,6 +42,20 @@ Blames
     => node-a node-b
 
 Blames
+    log a.log: node-a:311:405 [0] NCCL INFO NET : Using interface lo:127.0.0.1<0>
+    log a.log: node-a:311:405 [0] include/socket.h:361 NCCL WARN Call to connect timeout : Connection refused
+    => node-a
+
+Blames
+    log a.log: node-a:311:405 [0] NCCL INFO Bootstrap : Using [0]tun0:fe80::1%tun0<0> [1]eth0:10.0.0.1<0>
+    log a.log: node-a:311:405 [0] include/socket.h:403 NCCL WARN Connect to fe80::7%tun0<41999> failed : Network is unreachable
+    => node-a
+
+Blames
+    log a.log: node-a:311:405 [0] include/socket.h:318 NCCL WARN Net : Socket creation failed : Address family not supported by protocol
+    => node-a
+
+Blames
     fact setting @ a name=GLOO_SOCKET_IFNAME value=eth7
     fact interface @ a interface=eth0
     => a
@@ -78,9 +92,10 @@ EXPLAINS = (
 
 REMEDY = (
     "ip -br addr   # on every node; then export NCCL_SOCKET_IFNAME=<the interface to the other nodes> GLOO_SOCKET_IFNAME=<the same>, each node its "
-    "own; ^name excludes only in NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME takes plain names; VLLM_HOST_IP or SGLANG_HOST_IP for engines"
+    "own (NCCL_SOCKET_FAMILY=AF_INET, or unset it); ^name excludes only in NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME takes plain names; VLLM_HOST_IP or "
+    "SGLANG_HOST_IP for engines"
 )
-LOCAL = re.compile(r"lo\d*$|docker|br-|virbr|veth|cni|lxc|podman|nodelocaldns|kube-ipvs|tailscale|zt|wl|vmnet")
+LOCAL = re.compile(r"lo\d*$|docker|br-|virbr|veth|cni|lxc|podman|nodelocaldns|kube-ipvs|tailscale|zt|wl|vmnet|ip6tnl|tun|sit\d|wg\d")
 """Names of interfaces that do not lead to other hosts, or only over a detour."""
 
 READS = (
@@ -93,12 +108,13 @@ READS = (
         0.95,
     ),
     Statement(r"Unable to find interface for: \[?(?P<address>[\w.:]+)", "{who} has no interface with the address {address}", REMEDY, 0.85),
+    Clue("no-address", r"connecting to address (?P<peer>\S*) ?with family (?P<family>\d+) is neither AF_INET"),
     Statement(
-        r"connecting to address (?P<peer>\S*) ?with family (?P<family>\d+) is neither AF_INET",
-        "a peer announced no usable address (family {family}): its interface has none, or it runs another NCCL",
-        REMEDY + "; and the same NCCL version on every node",
-        0.72,
-        "nobody",
+        r"Socket creation failed ?: Address family not supported",
+        "{who} is offered an address of a family that it has not (IPv6)",
+        REMEDY,
+        0.75,
+        "host",
     ),
     Statement(
         r"No interface found in the same subnet as remote address (?P<peer>\S+)<", "{who} has no interface in the subnet of {peer}", REMEDY, 0.85
@@ -108,7 +124,20 @@ READS = (
 
 def check(run: Run) -> list[Finding]:
     """An interface that the settings name and NCCL does not find; one that leads nowhere; a fallback to loopback."""
-    return [*_not_found(run), *_absent(run), *_leads_nowhere(run), *_loopback(run)]
+    return [*_not_found(run), *_absent(run), *_no_address(run), *_leads_nowhere(run), *_loopback(run)]
+
+
+def _no_address(run: Run) -> list[Finding]:
+    """A peer sent an address of no family: its interface has none. It is the one that NCCL_SOCKET_IFNAME names, where only one is named."""
+    facts = run.of("no-address")
+    if not facts:
+        return []
+    named = {str(fact.get("value")): fact for fact in run.of("setting") if fact.get("name") == "NCCL_SOCKET_IFNAME"}
+    interface = next(iter(named)) if len(named) == 1 else None
+    title = f"a peer announced no usable address (family {facts[0].get('family')}): its interface {interface or ''} has none, or it runs another NCCL"
+    remedy = f"{REMEDY}; and the same NCCL version on every node"
+    quotes = reading.quote(*facts[:3], *named.values())
+    return [Finding("wrong-interface", title, Culprit(interface=interface), 0.82 if interface else 0.72, quotes, remedy)]
 
 
 def _absent(run: Run) -> list[Finding]:
@@ -149,13 +178,15 @@ def _not_found(run: Run) -> list[Finding]:
 def _leads_nowhere(run: Run) -> list[Finding]:
     used: dict[str, Fact] = {fact.host: fact for fact in run.of("bootstrap") if fact.host and LOCAL.match(str(fact.get("interface")))}
     everyone = {fact.host for fact in run.of("bootstrap") if fact.host}
-    failed = bool(run.of("connect") or run.of("timeout") or run.of("reset"))
-    if not used or len(everyone) < 2:
+    unanswered = [fact for fact in run.of("connect") if fact.get("by") == "NCCL"]
+    failed = bool(unanswered or run.of("timeout") or run.of("reset"))
+    if not used or (len(everyone) < 2 and not unanswered):
         return []
+    sure = (0.85 if failed else 0.6) if len(everyone) > 1 else 0.65
     names = ", ".join(dict.fromkeys(str(fact.get("interface")) for fact in used.values()))
     title = f"NCCL uses {names} on {', '.join(used)}, which does not lead to other hosts"
     culprit = Culprit(hosts=list(used), interface=str(next(iter(used.values())).get("interface")))
-    return [Finding("wrong-interface", title, culprit, 0.85 if failed else 0.6, reading.quote(*used.values()), REMEDY)]
+    return [Finding("wrong-interface", title, culprit, sure, reading.quote(*used.values(), *unanswered[:1]), REMEDY)]
 
 
 def _loopback(run: Run) -> list[Finding]:

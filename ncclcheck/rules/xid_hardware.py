@@ -31,6 +31,10 @@ Spares
     fact gpu @ node-a index=4 uncorrectable=0
 
 Spares
+    fact xid @ node-a code=31
+    log rank6.log: RuntimeError: CUDA error: an illegal memory access was encountered
+
+Spares
     fact xid @ node-a code=45
 
 Spares
@@ -73,6 +77,8 @@ def check(run: Run) -> list[Finding]:
     result = _failed(run)
     lost = [replace(fact, fields={**fact.fields, "code": 79}) for fact in run.of("gpu-lost")]  # the same event without its number
     facts = [fact for fact in [*run.of("xid"), *lost] if isinstance(fact.get("code"), int) and fact.get("code") not in FOLLOWING]
+    if all(fact.get("code") in SOFTWARE for fact in facts) and (run.of("error") or run.of("error-line")):
+        return result  # the program's own fault, most likely: its error says more
     for host in dict.fromkeys(fact.host for fact in facts):
         here = [fact for fact in facts if fact.host == host]
         codes = sorted({int(fact.get("code")) for fact in here})
