@@ -38,12 +38,13 @@ def of(run: Run, dumps: Mapping[int, Dump], members: Mapping[Key, Mapping[int, G
         for group in seen.values():
             for name in (group.name, group.desc, *(["default_pg"] if group.name == "0" else [])):
                 names.setdefault(name, {})[key] = None
-    seen_ranks = [fact.rank for fact in run.of("position") + run.of("timeout") if fact.rank is not None and fact.rank < (run.world_size or _LARGEST)]
-    everybody = tuple(range(max(run.world_size or 0, max(seen_ranks, default=-1) + 1))) or None  # where rank 3 speaks there are ranks 0 to 2
+    seen_ranks = [rank for rank in [*run.ranks, *(fact.rank for fact in run.of("position") + run.of("timeout"))] if rank is not None]
+    largest = max((rank for rank in seen_ranks if rank < (run.world_size or _LARGEST)), default=-1)
+    everybody = tuple(range(max(run.world_size or 0, largest + 1))) or None  # where rank 3 speaks there are ranks 0 to 2
     for fact in [*run.of("position"), *run.of("timeout")]:
         if fact.rank is None or fact.source is None or message(fact) or (place := _of_fact(fact)) is None:
             continue
-        named = (_told_group(run, fact) or "default_pg").replace(")", "").split("(")
+        named = (group_of(run, fact) or "default_pg").replace(")", "").split("(")
         whole = {"default_pg", "0"} & set(named)
         known = [key for name in named for key in names.get(name, ())]
         key = next(
@@ -63,13 +64,19 @@ def message(fact: Fact) -> bool:
     return str(fact.get("op") or "").upper() in ("SEND", "RECV", "ISEND", "IRECV")
 
 
-def _told_group(run: Run, fact: Fact) -> str | None:
-    """The group that a line names; a time-out without a name belongs to the group in which that rank then says to be at that number."""
-    if fact.get("group") is not None:
+def group_of(run: Run, fact: Fact) -> str | None:
+    """The group that a line names; a time-out without a name belongs to the group in which that rank says next to be at that number."""
+    if fact.get("group"):
         return str(fact.get("group"))
     seq = str(fact.get("seq"))
-    said = [other for other in run.of("position") if other.rank == fact.rank and other.get("group") is not None]
-    return next((str(other.get("group")) for other in said if (place := _of_fact(other)) is not None and str(place.pending) == seq), None)
+    said = [other for other in run.of("position") if other.rank == fact.rank and other.get("group") and other.source and fact.source]
+    same = [other for other in said if (place := _of_fact(other)) is not None and str(place.pending) == seq]
+    return next((str(other.get("group")) for other in sorted(same, key=lambda other: _before(other, fact))), None)
+
+
+def _before(other: Fact, fact: Fact) -> bool:
+    assert other.source is not None and fact.source is not None
+    return (other.source.file, other.source.line) < (fact.source.file, fact.source.line)
 
 
 def _of_group(dump: Dump, group: Group) -> Position:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ncclcheck import positions, recorder
 from ncclcheck.model import Evidence, Run
@@ -24,6 +24,7 @@ class Wait:
     behind: tuple[int, ...]
     unknown: tuple[int, ...]
     evidence: tuple[Evidence, ...]
+    inside: Mapping[int, int]  # rank -> number of the oldest call that it is inside of
 
     def __str__(self) -> str:
         who = f"rank {self.waiting[0]} waits" if len(self.waiting) == 1 else f"{len(self.waiting)} ranks wait"
@@ -56,17 +57,12 @@ class Waits:
     circle: tuple[int, ...]  # ranks that wait for each other
     odd: int | None  # the one of the circle that most ranks wait for
     stale: tuple[int, ...]  # ranks whose dump is older than the others': the job went on while they were written
-    held: Wait | None  # a call that all its members are in, and that everybody else waits for
+    held: Wait | None  # a call that all its members are in, and at which every chain of waits ends
     positions: Mapping[int, Position]  # of each rank, in the group that tells most
 
     def of(self, rank: int) -> Wait | None:
         """The wait in which most ranks wait for this one."""
         return max((wait for wait in self.waits if rank in wait.behind or rank in wait.unknown), key=lambda wait: len(wait.waiting), default=None)
-
-    @property
-    def together(self) -> Wait | None:
-        """The call in which every rank is, if nobody is behind, absent or elsewhere."""
-        return self.held if len(self.waits) == 1 and not self.messages else None
 
 
 Places = Mapping[Key, Mapping[int, Position]]
@@ -80,7 +76,8 @@ def of(run: Run) -> Waits:
     told = positions.of(run, dumps, seen)
     stale = {rank for places in told.values() for rank, place in places.items() if rank in dumps and place.enqueued < _shared(places)}
     groups = {key: {rank: place for rank, place in places.items() if rank not in stale} for key, places in told.items()}
-    waits = tuple(wait for key, places in groups.items() if (wait := _wait(key, places, stale, run)) is not None)
+    of_key = {key: wait for key, places in groups.items() if (wait := _wait(key, places, stale, run)) is not None}
+    waits = tuple(of_key.values())
     messages = () if stale else tuple(_messages(dumps, seen))
     sending = {rank for rank, dump in dumps.items() if any(group.p2p.pending() is not None for group in dump.groups.values())}
     sending |= {fact.rank for fact in run.of("timeout") if fact.rank is not None and positions.message(fact)}
@@ -108,7 +105,7 @@ def of(run: Run) -> Waits:
         circle,
         _odd(circle, edges),
         tuple(sorted(stale)),
-        None if stale or idle or circle or absent else _held(waits, edges),
+        None if stale or idle or circle or absent else _held(of_key, _heads(groups), edges),
         _most_telling(groups),
     )
 
@@ -132,22 +129,25 @@ def _edges(groups: Places) -> Edges:
 
 def _queued(groups: Places, edges: Edges) -> Edges:
     """Also who waits for whom to begin a call that stands behind another one there."""
-    heads: dict[int, tuple[float, Key]] = {}  # rank -> the oldest call that it is inside of
-    for key, places in groups.items():
-        for rank, place in places.items():
-            if place.pending is not None and (rank not in heads or _order(place) < heads[rank][0]):
-                heads[rank] = (_order(place), key)
+    heads = _heads(groups)
     result = {rank: set(peers) for rank, peers in edges.items()}
-    for rank, (_, key) in heads.items():
+    for rank, key in heads.items():
         pending = groups[key][rank].pending
         for peer, place in groups[key].items():
-            if place.pending == pending and (heads[peer][1] != key or place.record is None) and rank in edges.get(peer, ()):
+            if place.pending == pending and (heads[peer] != key or place.record is None) and rank in edges.get(peer, ()):
                 result.setdefault(rank, set()).add(peer)
     return result
 
 
-def _order(place: Position) -> float:
-    return math.inf if place.record is None else place.record
+def _heads(groups: Places) -> dict[int, Key]:
+    """The group of the oldest call that each rank is inside of."""
+    oldest: dict[int, tuple[float, Key]] = {}
+    for key, places in groups.items():
+        for rank, place in places.items():
+            order = math.inf if place.record is None else place.record
+            if place.pending is not None and (rank not in oldest or order < oldest[rank][0]):
+                oldest[rank] = (order, key)
+    return {rank: key for rank, (_, key) in oldest.items()}
 
 
 def _circle(edges: Edges) -> tuple[int, ...]:
@@ -167,10 +167,11 @@ def _odd(circle: Sequence[int], edges: Edges) -> int | None:
     return counts[0][0] if counts and (len(counts) == 1 or counts[0][1] > counts[1][1]) else None
 
 
-def _held(waits: Sequence[Wait], edges: Edges) -> Wait | None:
-    """The only call that is waited for by those of its members alone that wait for nobody else's."""
-    ends = [wait for wait in waits if not wait.behind and not wait.unknown and not any(edges.get(rank) for rank in wait.waiting)]
-    return ends[0] if len(ends) == 1 else None
+def _held(waits: Mapping[Key, Wait], heads: Mapping[int, Key], edges: Edges) -> Wait | None:
+    """The oldest call of all who wait for nobody to issue theirs, if it is one and the same."""
+    keys = {key for rank, key in heads.items() if not edges.get(rank)}
+    wait = waits[keys.pop()] if len(keys) == 1 else None
+    return None if wait is None or wait.behind or wait.unknown else wait
 
 
 def _most_telling(groups: Places) -> Mapping[int, Position]:
@@ -193,7 +194,7 @@ def _wait(key: Key, places: Mapping[int, Position], stale: Container[int], run: 
     unknown = tuple(rank for rank in ranks or () if rank not in places and rank not in stale)
     first = [places[rank] for rank in waiting if pending[rank] == seq]
     what = next((place.what for place in first if place.what), "")
-    return Wait(_label(name, run), seq, what, waiting, behind, unknown, tuple(place.evidence for place in first[:4]))
+    return Wait(_label(name, run), seq, what, waiting, behind, unknown, tuple(place.evidence for place in first[:4]), pending)
 
 
 def _label(name: str, run: Run) -> str:

@@ -51,7 +51,7 @@ def position(rank: int, enqueued: int, completed: int, group: str = "default_pg"
 def test_the_rank_behind_what_the_others_wait_in_waits_for_nobody() -> None:
     ahead = calls("all_reduce", "broadcast", "all_reduce", done=1)
     found = waits.of(run(*(dumped(rank, calls("all_reduce", done=1) if rank == 2 else ahead) for rank in WORLD)))
-    assert found.idle == (2,) and not found.absent and found.together is None
+    assert found.idle == (2,) and not found.absent and found.held is None
     (wait,) = found.waits
     assert (wait.seq, wait.what, wait.waiting, wait.behind) == (2, "broadcast [64] Float", (0, 1, 3), (2,))
     assert wait.evidence[0].text == "broadcast #2 [64] Float scheduled" and wait.evidence[0].line == 2
@@ -60,7 +60,7 @@ def test_the_rank_behind_what_the_others_wait_in_waits_for_nobody() -> None:
 def test_when_all_are_in_one_call_nobody_is_blamed() -> None:
     same = run(*(dumped(rank, calls("all_reduce", "all_reduce", done=1)) for rank in WORLD))
     found = waits.of(same)
-    assert not found.idle and not found.absent and found.together is not None
+    assert not found.idle and not found.absent and found.held is not None
     (finding,) = gpu_kernel_stuck.check(same)
     assert finding.culprit.ranks is None and finding.confidence < 0.5
 
@@ -68,7 +68,7 @@ def test_when_all_are_in_one_call_nobody_is_blamed() -> None:
 def test_a_rank_without_a_dump_is_absent_only_if_no_log_tells_where_it_is() -> None:
     rest = [dumped(rank, calls("all_reduce", "all_reduce", done=1)) for rank in (0, 1, 3)]
     assert waits.of(run(*rest)).absent == (2,)
-    assert waits.of(run(*rest, facts=[position(2, 2, 1)])).together is not None
+    assert waits.of(run(*rest, facts=[position(2, 2, 1)])).held is not None
     assert waits.of(run(*rest, facts=[position(2, 1, 1)])).idle == (2,)
 
 
@@ -132,7 +132,7 @@ def test_members_that_wait_for_each_other_in_two_groups_make_a_circle() -> None:
     in_a, in_b = dumped(0, calls("all_reduce", group="a"), groups), dumped(1, calls("all_reduce", group="b"), groups)
     crossed = run(in_a, in_b, world=2)
     found = waits.of(crossed)
-    assert found.circle and not found.idle
+    assert found.circle == (0, 1) and found.odd is None and not found.idle
     (finding,) = collective_mismatch.check(crossed)
     assert "different order" in finding.title and not finding.culprit.ranks
 
@@ -190,3 +190,44 @@ def test_a_time_out_without_a_group_belongs_to_the_group_that_its_rank_is_stuck_
     timeout = Fact("timeout", rank=0, fields={"seq": 5, "op": "ALLREDUCE"}, source=Evidence("rank0.log", 1, "Watchdog caught"))
     found = waits.of(run(facts=[position(0, 5, 4, "tp"), position(1, 5, 4, "tp"), timeout]))
     assert [wait.group for wait in found.waits] == ["tp"] and not found.absent
+
+
+def test_the_rank_that_uses_two_groups_in_another_order_is_the_one_that_all_others_wait_for() -> None:
+    groups = {"a": WORLD, "b": WORLD}
+    usual = [*calls("all_reduce", group="a"), *calls("all_reduce", group="b")]
+    dumps = [dumped(rank, usual if rank != 3 else calls("all_reduce", group="b"), groups) for rank in WORLD]
+    found = waits.of(run(*dumps))
+    assert (found.circle, found.odd) == (WORLD, 3)
+    (finding,) = collective_mismatch.check(run(*dumps))
+    assert finding.culprit.ranks == [3]
+
+
+def test_in_the_same_order_the_call_that_all_are_in_is_held_and_nobody_is_odd() -> None:
+    groups = {"a": WORLD, "b": WORLD}
+    first = calls("all_reduce", group="b")
+    ahead = [*first, *calls("all_reduce", group="a")]
+    found = waits.of(run(*(dumped(rank, first if rank == 3 else ahead, groups) for rank in WORLD)))
+    assert not found.circle and found.held is not None and (found.held.group, found.held.waiting) == ("group b", WORLD)
+
+
+def test_who_receives_what_nobody_sends_while_all_wait_for_it_in_a_collective_is_odd() -> None:
+    dumps = [*(dumped(rank, calls("all_reduce", "all_reduce", done=1)) for rank in (0, 1, 2))]
+    dumps.append(dumped(3, [*calls("all_reduce", done=1), message(1, "recv 3<-0")]))
+    (finding,) = p2p_mismatch.check(run(*dumps))
+    assert finding.culprit.ranks == [3] and not rank_stuck_in_python.check(run(*dumps))
+
+
+def test_a_rank_that_logs_show_inside_a_call_is_not_absent_from_another_group() -> None:
+    rest = [dumped(rank, calls("all_reduce", "all_reduce", done=1)) for rank in (0, 1)]
+    assert waits.of(run(*rest, facts=[position(2, 4, 3, "tp")])).absent == (3,)
+
+
+def test_members_that_sit_in_different_calls_that_all_have_issued_differ_and_nobody_is_named() -> None:
+    uneven = run(facts=[position(rank, 9, 8 if rank == 1 else 7) for rank in WORLD])
+    (finding,) = collective_mismatch.check(uneven)
+    assert finding.culprit.ranks is None and finding.confidence < 0.6
+
+
+def test_logs_alone_blame_none_of_two_ranks_that_are_behind() -> None:
+    """One of them may receive from the other: logs tell nothing of messages."""
+    assert not rank_stuck_in_python.check(run(facts=[position(rank, 9 if rank < 2 else 7, 7) for rank in WORLD]))

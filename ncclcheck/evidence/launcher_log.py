@@ -73,6 +73,7 @@ other agents to finish.
     log a.log: node gpu-1 rc=0
     log a.log: [exiting program at iteration 500] datetime: 2026-01-02 10:00:00
     log a.log: # Out of bounds values : 0 OK
+    log a.log: [2026-01-02 10:00:00,000] [INFO] [launch.py:351:main] Process 71 exits successfully.
     => ended
 
 Reads
@@ -237,6 +238,7 @@ READS = (
     Clue("ended", r"(?:^|[\s:|])[Tt]raining (?:is |has )?(?:finished|complete|completed|done)\b"),
     Clue("ended", r"\b(?:rc=0|exit code:? 0|exit status:? 0|EXIT_CODE=0|ExitCode=0)(?:$|[\s:])"),
     Clue("ended", r"exiting program at iteration "),
+    Clue("ended", r"Process \d+ exits successfully"),
     Clue("ended", r"# Out of bounds values : 0 OK"),
     Clue("cancelled", r"CANCELLED AT \S+ DUE TO (?P<reason>[A-Z ]*[A-Z])"),
     Clue("cancelled", r"Received (?P<signal>\S+) death signal, shutting down workers"),

@@ -143,6 +143,10 @@ global_ranks=[0, 1] role_world_sizes=[4, 4] global_world_sizes=[4, 4]
     => world size=4
     => member size=8
     => joined-all
+
+Reads
+    log a.log: PyTorch version: 2.6.0+cu124
+    => torch-version version=2.6.0+cu124
 """
 
 import re
@@ -270,6 +274,7 @@ READS = (
     ),
     Block(r"One or more tensors were submitted to be reduced, gathered or broadcasted by subset of ranks", _stall),
     Clue("world", r"GLOBAL_RANK: (?P<rank>\d+), MEMBER: \d+/(?P<size>\d+)"),
+    Clue("torch-version", r"PyTorch version: (?P<version>\d{1,3}\.\d[\w.+-]{0,40})"),
     Clue("member", r"GLOBAL_RANK: (?P<rank>\d+), MEMBER: \d+/(?P<size>\d+)"),
     Clue("joined-all", r"All distributed processes registered\.|Completed store-based barrier for key"),
     Clue("world", r"global_world_sizes=\[(?P<size>\d+)"),

@@ -65,7 +65,7 @@ _SAYS_SO = re.compile(r"timed? ?out|timeout|No route to host", re.I)
 
 READS = (
     Clue("firewall", r"^Status: active\b|Active: active .{0,60}firewalld|Chain (?:INPUT|FORWARD) \(policy DROP"),
-    Clue("answers-ping", r"\d+ bytes from (?:[\w.-]{1,80} \()?(?P<address>[\d.]{7,15})\)?: icmp_seq="),
+    Clue("answers-ping", r"\d{1,6} bytes from (?:[\w.-]{1,80} \()?(?P<address>[\d.]{7,15})\)?: icmp_seq="),
     Clue("ray-unreachable", r"(?:Unable|Failed) to connect to GCS (?:\(ray head\) )?at (?:address )?(?P<address>[\d.]{7,15}):(?P<port>\d+)"),
 )
 

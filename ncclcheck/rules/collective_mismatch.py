@@ -46,6 +46,10 @@ Blames
     => -
 
 Blames
+    log a.log: [1,0]<stderr>:Mismatched allreduce tensor shapes: One rank sent a tensor of shape [8], but another rank sent a tensor of shape [4].
+    => -
+
+Blames
     log a.log: RuntimeError: [gloo/transport/tcp/pair.cc:446] op.preamble.length <= op.nbytes. 64 vs 8
     => -
 
@@ -62,7 +66,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 
-from ncclcheck import recorder, waits
+from ncclcheck import positions, recorder, waits
 from ncclcheck.evidence._reads import Statement
 from ncclcheck.model import Culprit, Evidence, Fact, Finding, Run
 from ncclcheck.rules import _reading as reading
@@ -98,6 +102,13 @@ READS = (
         0.93,
         "nobody",
     ),
+    Statement(
+        r"Mismatched (?P<what>[\w ]{2,60}): (?=One rank)",
+        "Horovod got different {what} for one tensor",
+        _REMEDY,
+        0.93,
+        "nobody",
+    ),
     Statement(r"NCCL WARN .{0,200}collective mismatch error", "NCCL got a message of another size than expected", _REMEDY, 0.85, "nobody"),
     Statement(
         r"op\.preamble\.length <= op\.nbytes\. (?P<sent>\d+) vs (?P<expected>\d+)",
@@ -117,6 +128,7 @@ def check(run: Run) -> list[Finding]:
         or _fingerprints(run)
         or _timed_out(run)
         or _crossed(run)
+        or _uneven(run)
         or _stalled(run)
         or _asked(run)
         or _elsewhere(run)
@@ -243,11 +255,11 @@ def _timed_out(run: Run) -> list[Finding]:
     places: dict[tuple[object, object], dict[int, Fact]] = {}
     for fact in run.of("timeout"):
         if fact.rank is not None and fact.get("seq") is not None and fact.source is not None:
-            places.setdefault((fact.get("group"), fact.get("seq")), {})[fact.rank] = fact
-    for (_, seq), facts in places.items():
+            places.setdefault((positions.group_of(run, fact), fact.get("seq")), {})[fact.rank] = fact
+    for (group, seq), facts in places.items():
         demands = {rank: _demand(fact) for rank, fact in facts.items()}
         counts = Counter(demands.values()).most_common(2)
-        if len(counts) < 2 or len({fact.get("group") for fact in run.of("position") if fact.rank in facts}) > 1:
+        if len(counts) < 2 or (group is None and len({fact.get("group") for fact in run.of("position") if fact.rank in facts}) > 1):
             continue  # the numbers of different groups cannot be compared
         odd = [rank for rank, demand in demands.items() if counts[0][1] == counts[1][1] or demand != counts[0][0]]
         order = [*odd, *(rank for rank in facts if rank not in odd)]
@@ -276,6 +288,29 @@ def _crossed(run: Run) -> list[Finding]:
             0.8,
             [line for wait in found.waits for line in wait.evidence[:2]],
             "issue the collectives of several groups in the same order on every rank that is in more than one of them",
+        )
+    ]
+
+
+def _uneven(run: Run) -> list[Finding]:
+    """Members of a group that sit in different calls, though all have issued both: what one side completed the other did not."""
+    wait = waits.of(run).held
+    counts = Counter(wait.inside.values()).most_common(2) if wait else []
+    if wait is None or len(counts) < 2 or counts[0][1] <= len(wait.inside) // 2:
+        return []
+    common = counts[0][0]
+    order = sorted(wait.inside, key=lambda rank: wait.inside[rank] == common)
+    said = ", ".join(f"{run.name(rank)} is inside #{wait.inside[rank]}" for rank in order[: min(4, len(order) - counts[0][1])])
+    places = waits.of(run).positions
+    return [
+        Finding(
+            "collective-mismatch",
+            f"{said} of {wait.group}, {counts[0][1]} ranks are inside #{common}, and all have issued both: somebody issued something else there, "
+            "or the GPU or the link of one rank failed in it; which, these numbers cannot tell",
+            Culprit(),
+            0.55,
+            [places[rank].evidence for rank in order[:8]],
+            _REMEDY,
         )
     ]
 

@@ -50,9 +50,7 @@ _REMEDY = "df -h . /tmp /dev/shm; df -i .   # there; then free space, or choose 
 _LOGGED = "df -h; df -i; quota -s   # on that host; then free space, keep fewer checkpoints, or write them and TMPDIR to another file system"
 
 READS = (
-    Statement(
-        r"^(?!.*(?:/dev/shm|NCCL|psm_)).*No space left on device(?!.*/dev/shm)", "{who} could not write: no space left on the device", _LOGGED, 0.9
-    ),
+    Statement(r"^(?!.*(?:/dev/shm|NCCL|psm_)).*No space left on device", "{who} could not write: no space left on the device", _LOGGED, 0.9),
     Statement(r"Disk quota exceeded", "{who} could not write: the disk quota is used up", _LOGGED, 0.92),
     Statement(
         r"inline_container\.cc:\d+\] .{0,3}(?:unexpected pos|PytorchStreamWriter failed writing file)",

@@ -20,14 +20,19 @@ from ncclcheck.model import Culprit, Finding, Run
 
 
 def check(run: Run) -> list[Finding]:
-    """All ranks in one call, none behind; which GPU holds it cannot be told from this."""
-    wait = waits.of(run).together
-    if not run.dumps or wait is None or len(wait.waiting) < 2 or (run.world_size or 0) > len(wait.waiting) or wait.unknown:
+    """All ranks in one call, or waiting for those that are, and none behind; which GPU holds it cannot be told from this."""
+    found = waits.of(run)
+    wait = found.held
+    if not run.dumps or found.messages or wait is None or len(wait.waiting) < 2 or (run.world_size or 0) > len(found.waiting):
         return []
+    if len(set(wait.inside.values())) > 1:  # one side completed what the other is inside of
+        return []
+    everybody = len(wait.waiting) == len(found.waiting)
+    who = f"all {len(wait.waiting)} ranks" if everybody else f"ranks {', '.join(map(str, wait.waiting[:8]))}, for whom all others wait,"
     return [
         Finding(
             "gpu-kernel-stuck",
-            f"all {len(wait.waiting)} ranks are inside {wait.what or 'the collective'} #{wait.seq} of {wait.group} and it does not finish: "
+            f"{who} are inside {wait.what or 'the collective'} #{wait.seq} of {wait.group} and it does not finish: "
             "a kernel on one GPU or the network holds it; which, the sequence numbers cannot tell",
             Culprit(),
             0.45,

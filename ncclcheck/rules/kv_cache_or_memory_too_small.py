@@ -61,6 +61,10 @@ local_gpu_memory=78.6
     => -
 
 Blames
+    log sglang.log: [2026-03-04 02:05:29 TP1] Exception: Capture cuda graph failed: CUDA out of memory. Tried to allocate 64.00 MiB.
+    => 1
+
+Blames
     log lmdeploy.log: RuntimeError: No enough gpu memory for kv cache.
     => -
 
@@ -167,6 +171,12 @@ READS = (
         f"{_HELD}; the same model of GPU on every rank; SGLANG_ENABLE_TP_MEMORY_INBALANCE_CHECK=0 only hides it",
         0.95,
         blames="nobody",
+    ),
+    Statement(
+        r"[Cc]apture (?:cuda|CUDA) graph failed: (?:CUDA|HIP) out of memory",
+        "the KV cache leaves {who} no memory for the CUDA graphs",
+        "a smaller --mem-fraction-static, --cuda-graph-max-bs or --chunked-prefill-size, or more --tp-size; --disable-cuda-graph costs speed",
+        0.95,
     ),
     Statement(
         r"No enough gpu memory for kv cache",

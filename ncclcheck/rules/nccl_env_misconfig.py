@@ -92,8 +92,8 @@ READS = (
         r"Error: network (?P<net>\S.*?) not found", "no network {net} as NCCL_NET demands on {who}", "unset NCCL_NET   # or install its plugin", 0.92
     ),
     Statement(
-        r"[Nn]o algorithm/protocol available for function (?P<function>\w+)",
-        "the NCCL_ALGO and NCCL_PROTO that are set leave no way to do {function}",
+        r"[Nn]o algorithm/protocol available(?: for function (?P<function>\w+))?",
+        "the NCCL_ALGO and NCCL_PROTO that are set leave no way to do a collective ({function})",
         "unset NCCL_ALGO NCCL_PROTO   # on every rank",
         0.92,
         "host",

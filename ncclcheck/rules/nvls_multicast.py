@@ -10,6 +10,7 @@ Blames
 
 Blames
     log rank2.log: RuntimeError: CUDA driver error: cuMulticastCreate failed with operation not supported
+    log rank2.log: RuntimeError: CUDA driver error: invalid device ordinal in cuMulticastAddDevice
     => 2
 
 Spares
@@ -23,8 +24,9 @@ from ncclcheck.evidence._reads import Statement
 EXPLAINS = ("rank_died_exception", "peer_reset", "device_visibility")
 
 REMEDY = (
-    "export NCCL_NVLS_ENABLE=0   # on every rank: works around it; then systemctl status nvidia-fabricmanager; nvidia-smi -q | grep -A2 Fabric; all "
-    "8 GPUs and /dev/nvidia-nvswitch* must be visible in the container; restart the fabric manager and reset the GPUs"
+    "export NCCL_NVLS_ENABLE=0 TORCH_SYMM_MEM_DISABLE_MULTICAST=1   # on every rank: works around it; then systemctl status nvidia-fabricmanager; "
+    "nvidia-smi -q | grep -A2 Fabric; all 8 GPUs and /dev/nvidia-nvswitch* must be visible in the container; restart the fabric manager, reset the "
+    "GPUs"
 )
 
 READS = (
@@ -36,5 +38,7 @@ READS = (
         "host",
     ),
     Statement(r"Failed to bind NVLink SHARP \(NVLS\) Multicast memory", "NVLink SHARP memory cannot be bound on {who}", REMEDY, 0.88, "host"),
-    Statement(r"cuMulticast\w+.{0,40}(?:failed|error)", "multicast memory over NVLink cannot be set up by {who}", REMEDY, 0.75),
+    Statement(
+        r"cuMulticast\w+.{0,40}(?:failed|error)|error.{0,60}\bcuMulticast\w+", "multicast memory over NVLink cannot be set up by {who}", REMEDY, 0.75
+    ),
 )

@@ -136,7 +136,7 @@ def _unnamed(run: Run) -> list[Finding]:
         return []
     first = codes[0]
     who = f"local rank {first.get('local')}" if first.get("local") is not None else f"process {first.pid}" if first.pid else "a process"
-    code = int(first.get("code"))  # type: ignore[call-overload]
+    code = int(first.get("code"))
     culprit = Culprit(hosts=list(dict.fromkeys(fact.host for fact in codes if fact.host)) or None)
     remedy = _CRASHED if -code in _CRASHES else _REMEDY
     return [Finding("rank-killed", f"{who} was killed by {_signal(code)}", culprit, 0.75, reading.quote(*codes[:6]), remedy)]

@@ -94,32 +94,34 @@ def _behind(run: Run) -> list[Finding]:
     ended |= {fact.rank for fact in run.of("error") if not reading.CONSEQUENCE.search(str(fact.get("message", "")))}
     dumps = recorder.by_rank(tuple(run.dumps))
     stacks = {fact.rank: fact for fact in reversed(run.of("stack")) if fact.get("thread") in (None, "MainThread")}
-    result = []
-    for rank in found.idle:
-        wait, stack = found.of(rank), stacks.get(rank)
-        if rank in ended or len(found.idle) > max(1, len(found.waiting)) or (stack and _communicates(stack.get("frames", []))):
-            continue
-        if rank not in dumps and wait and wait.unknown:  # its log tells nothing of sends and receives: it may wait for one of these
-            continue
-        place = found.positions.get(rank)
-        after = f"; the last it issued is #{place.enqueued}" if place and place.enqueued else ""
-        spot = f" sits in {stack.get('own')} and" if stack and stack.get("own") else ""
-        result.append(
-            Finding(
-                "rank-stuck-in-python",
-                f"{run.name(rank)}{spot} never entered the collective its peers wait in: {wait or 'a message from it'}{after}",
-                run.blame([rank]),
-                0.95 if stack else 0.85 if rank in dumps else 0.75,
-                [
-                    *reading.quote(*([stack] if stack else [])),
-                    *([place.evidence] if place else [dumps[rank].newest()] if rank in dumps else []),
-                    *(wait.evidence[:2] if wait else ()),
-                ],
-                _remedy(run, rank, stack),
-                [f"py-spy dump --pid PID of rank {rank}, twice"],
-            )
+    behind = [rank for rank in found.idle if not (rank in stacks and _communicates(stacks[rank].get("frames", [])))]
+    if not behind or ended & set(found.idle) or len(found.idle) > max(1, len(found.waiting)):
+        return []
+    rank = behind[0]
+    wait, seen = found.of(rank), [stacks[rank] for rank in behind if rank in stacks]
+    recorded = set(behind) <= dumps.keys()
+    if not recorded and (len(found.idle) > 1 or (wait and wait.unknown)):  # logs tell nothing of sends and receives: one may wait for another
+        return []
+    spots = {rank: f" sits in {stacks[rank].get('own')} and" if rank in stacks and stacks[rank].get("own") else "" for rank in behind}
+    places = [found.positions[rank] for rank in behind if rank in found.positions]
+    after = f"; the last it issued is #{places[0].enqueued}" if len(behind) == 1 and places and places[0].enqueued else ""
+    return [
+        Finding(
+            "rank-stuck-in-python",
+            f"{', '.join(run.name(rank) + spots[rank] for rank in behind[:4])} never entered the collective its peers wait in: "
+            f"{wait or 'a message from it'}{after}",
+            run.blame(behind),
+            0.95 if len(seen) == len(behind) else 0.85 if recorded else 0.75,
+            [
+                *reading.quote(*seen[:4]),
+                *[place.evidence for place in places[:4]],
+                *([] if places else [dumps[rank].newest()] if rank in dumps else []),
+                *(wait.evidence[:2] if wait else ()),
+            ],
+            _remedy(run, rank, stacks.get(rank)),
+            [f"py-spy dump --pid PID of rank {rank}, twice" for rank in behind[:8]],
         )
-    return result
+    ]
 
 
 def _by_stacks(run: Run) -> list[Finding]:

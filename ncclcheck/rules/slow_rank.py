@@ -38,13 +38,11 @@ READS = (
         "preparing",
         r"(?P<what>[A-Z][\w ()=-]{2,60}):\s{0,9}(?P<percent>\d{1,3})%\|[^|]{0,200}\|\s?(?P<done>\d+)/(?P<all>\d+) \[[^\]]{0,60} examples",
     ),
-    *(
-        Clue(
-            "preparing",
-            r"(?P<what>(?:Download|Fetch|Preprocess|Tokeniz|Sav|Evaluat|Validat|Predict|Pack|Convert|Extract|Upload|Merg|Generat|Comput)ing?[\w ]{0,40})"
-            r":\s{0,9}(?P<percent>\d{1,3})%\|[^|]{0,200}\|\s?(?P<done>\d+)/(?P<all>\d+) \[[^\]]{0,60}" + pace,
-        )
-        for pace in ("it/s", "s/it")
+    Clue(
+        "preparing",
+        r"(?P<what>(?:Downloading|Fetching|Preprocessing|Tokenizing|Saving|Evaluating|Validating|Predicting|Packing|Converting|Extracting"
+        r"|Uploading|Merging|Generating|Computing)[\w ]{0,40}):\s{0,9}(?P<percent>\d{1,3})%\|[^|]{0,200}\|\s?(?P<done>\d+)/(?P<all>\d+) "
+        r"\[[^\]]{0,60}(?:it/s|s/it)",
     ),
 )
 _JOINT = re.compile(r"Evaluat|Validat|Predict|Generat|Comput")  # work that all ranks usually share

@@ -32,6 +32,11 @@ Blames
     => -
 
 Blames
+    log a.log: [TensorRT-LLM][ERROR] Assertion failed: With communicationMode kLEADER, MPI worldSize is expected to be equal to tensorParallelism * \
+pipelineParallelism when participantIds are not specified
+    => -
+
+Blames
     log a.log: ValueError: Invalid rank 5, rank should be in the interval [0, 3]
     => 5
 
@@ -78,6 +83,13 @@ READS = (
         r"(?P<product>[^,\n]{1,120})",
         "the world size {size} does not fit the model's parallelism ({product})",
         _REMEDY + "; --tensor-model-parallel-size x --pipeline-model-parallel-size x --context-parallel-size must divide it (Megatron)",
+        0.93,
+        "nobody",
+    ),
+    Statement(
+        r"MPI (?:worldSize|world size|size) is expected to be equal to (?P<product>[^,\n]{1,120})",
+        "MPI started another number of processes than the engine was built for ({product})",
+        "mpirun -n N   # N = tensor x pipeline x context parallel size of the engine; trtllm-llmapi-launch under Slurm; " + _REMEDY,
         0.93,
         "nobody",
     ),

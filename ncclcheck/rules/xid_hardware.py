@@ -88,7 +88,7 @@ def check(run: Run) -> list[Finding]:
         why = "" if hard else f" ({SOFTWARE[codes[0]]})"
         title = f"the driver of {host or 'the host'} reports {said}{why}"
         culprit = Culprit(hosts=[host] if host else None, devices=devices or None)
-        result.append(Finding("xid-hardware", title, culprit, 0.93 if hard else 0.5, reading.quote(*here[:6]), REMEDY))
+        result.append(Finding("xid-hardware", title, culprit, 0.96 if hard else 0.5, reading.quote(*here[:6]), REMEDY))
     return result
 
 
