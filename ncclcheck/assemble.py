@@ -56,6 +56,7 @@ def run(readings: Sequence[Reading]) -> Run:
         known.learn(fact)
     _by_channels(known, told)
     facts = [known.complete(fact) for fact in told]
+    facts += [Fact("refused", fields={"file": reading.name, "reason": reading.problem}) for reading in readings if reading.unsafe]
     return Run(world, _ranks(facts, dumps, world), facts=facts, dumps=dumps, sources=tuple(reading.name for reading in readings))
 
 

@@ -25,7 +25,7 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
             "`1/2 clients joined`, `DistStoreError: Timed out after 601 seconds waiting for clients`, or some ranks have no log at all.",
             "Look at the node or rank that is missing, not at those that complain: is its launcher running, and does its own log name an "
             "error? Start it with its own `--node-rank` and the same `--nnodes` and `--master-addr`; from there `nc -vz MASTER_ADDR "
-            "MASTER_PORT` must connect.",
+            "MASTER_PORT` must connect. A rank that only starts late needs a longer timeout.",
         ),
         "world-size-mismatch": (
             "The ranks disagree on how many they are. A group of 4 waits for ranks that nobody started, or a rank with a number outside the "
@@ -40,26 +40,30 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
             "Two processes claim the same number in the job. Usually the start command was copied to the second node and kept the node rank "
             "of the first.",
             "`rank 1 of 2 ranks has already checked in`, or the same rank with two pids in the logs.",
-            "Give each node its own `--node-rank` (0 to nnodes - 1), and end what an earlier launch left: `pgrep -af torchrun`.",
+            "Give each node its own `--node-rank` (0 to nnodes - 1), and end what an earlier launch left: `pgrep -af torchrun`. A RANK that"
+            " is set by hand or left over in the environment does the same.",
         ),
         "wrong-master-addr": (
             "MASTER_ADDR, the address of node 0 where all ranks meet, is not an address of node 0, or the other nodes have no route to it. "
             "Typical are the address of another network, of a container, or of last week's node.",
             "Only the nodes other than node 0 fail to connect to MASTER_ADDR:MASTER_PORT; or the ranks' MASTER_ADDR or MASTER_PORT differ.",
             "On node 0 `ip -br addr` shows its addresses. Give every node the one on the network that they share (`--master` here, "
-            "`--master-addr` for torchrun and vLLM), and `ping` it from each of them.",
+            "`--master-addr` for torchrun and vLLM), and `ping` it from each of them. MASTER_ADDR, `main_process_ip` and the like must hold"
+            " an address, not a name that only one node knows.",
         ),
         "port-in-use": (
             "Another program listens on the port that node 0 needs. Often it is the launch before this one, which did not end.",
             "`EADDRINUSE`, `errno: 98 - Address already in use`, or something on that port answers in another protocol.",
-            "`ss -ltnp 'sport = :29500'` on node 0 shows who it is. End it, or give every node the same other port (`--master-port`).",
+            "`ss -ltnp 'sport = :29500'` on node 0 shows who it is. End it, or give every node the same other port (`--master-port`). "
+            "`MASTER_PORT` and `VLLM_PORT` choose another free port.",
         ),
         "blocked-port": (
             "A firewall, security group or network policy lets some TCP ports through and drops the others. The rendezvous port was opened, "
             "but NCCL, Gloo and vLLM also use random ones.",
             "The master port works and `ping` works, yet connections to other ports time out or give `errno: 113 - No route to host`.",
             "Open all TCP ports between the nodes, at least those of `sysctl net.ipv4.ip_local_port_range`. `iptables -L -n`, `nft list "
-            "ruleset`, `ufw status` and the cloud's security group show what is dropped; `nc -vz PEER PORT` proves it.",
+            "ruleset`, `ufw status` and the cloud's security group show what is dropped; `nc -vz PEER PORT` proves it. `systemctl stop "
+            "firewalld` as a test.",
         ),
         "service-mesh": (
             "A proxy that Kubernetes put into the pod (Istio, Linkerd) intercepts the job's connections. It does not know the protocols of "
@@ -144,7 +148,8 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
             "Two ranks use the same GPU. NCCL refuses that, since each rank must have its own.",
             "`Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1b000`, or the same busId twice on one host.",
             'Call `torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))` before anything else uses CUDA, and see that CUDA_VISIBLE_DEVICES '
-            "does not give two ranks the same GPU. `nvidia-smi -L` counts them.",
+            "does not give two ranks the same GPU. `nvidia-smi -L` counts them. Start one process per GPU: `--nproc-per-node`, Slurm's "
+            "`--ntasks-per-node`, and one launcher per node.",
         ),
         "device-visibility": (
             "A rank asks for a GPU that it cannot see. More ranks were started on a node than GPUs are visible there, or the scheduler shows "
@@ -171,7 +176,7 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
             "This build of torch, NCCL or vLLM holds no code for this kind of GPU, because the GPU is newer, or older, than the build supports.",
             "`no kernel image is available for execution on the device`, `named symbol not found`.",
             "`python -c 'import torch; print(torch.cuda.get_device_capability(), torch.cuda.get_arch_list())'`; install a build that lists "
-            "this capability.",
+            "this capability. For NCCL itself: upgrade it, or rebuild it with NVCC_GENCODE for this architecture (sm_90, sm_120).",
         ),
         "gpu-busy": (
             "Other processes hold the GPU. A check would disturb them, its figures would be wrong, and a job may find too little memory.",
@@ -190,8 +195,8 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
             "The GPU, its memory or its bus failed. The driver reports it as an Xid, a numbered error in the kernel log: 79 is a GPU that "
             "fell off the bus, 48 and 94/95 are memory errors, 74 is NVLink.",
             "`NVRM: Xid (PCI:0000:1b:00): 79`, `GPU has fallen off the bus`, uncorrectable ECC errors.",
-            "`dmesg -T | grep -i xid`; `nvidia-smi -q -d ECC,ROW_REMAPPER`. Take the node out of service, reset or reboot it, run `dcgmi diag "
-            "-r 3`, and have the GPU exchanged if it happens again.",
+            "`dmesg -T | grep -i xid`; `nvidia-smi -q -d ECC,ROW_REMAPPER`. Take the node out of service, reset or reboot it, run `dcgmi "
+            "diag -r 3`, and have the GPU exchanged if it happens again. Uncorrectable ECC errors mean: replace the GPU or drain the node.",
         ),
         "data-corruption": (
             "A collective or an engine gave a wrong result without any error. This is the worst failure, as training and answers go wrong "
@@ -205,7 +210,8 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
             "driver's; then no CUDA program starts.",
             "CUDA error 802, `system not yet initialized`.",
             "`systemctl status nvidia-fabricmanager`; install the version that equals the driver's (`nvidia-smi`), then `systemctl restart "
-            "nvidia-fabricmanager`.",
+            "nvidia-fabricmanager`. Where it was restarted under running jobs, reset the GPUs (`nvidia-smi --gpu-reset`) or reboot; "
+            "`NCCL_NVLS_ENABLE=0` is a stopgap.",
         ),
     },
     "Memory and links between GPUs": {
@@ -226,7 +232,8 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
             "such traffic by way of the CPU, because ACS or the IOMMU (protections of virtual machines) is on.",
             "A hang at the first collective on a single host, after lines with `via P2P`; all ranks are in the same operation.",
             "`NCCL_P2P_DISABLE=1` as a test: if that helps, compare `nvidia-smi topo -p2p r`, switch ACS off (`lspci -vvv | grep ACSCtl` "
-            "shows it), and and turn the IOMMU off in the BIOS, or pass `iommu=pt` to the kernel.",
+            "shows it), and and turn the IOMMU off in the BIOS, or pass `iommu=pt` to the kernel. Consumer cards advertise what a driver "
+            "does not do: update the driver, or keep NCCL_P2P_DISABLE=1.",
         ),
         "p2p-peer-limit": (
             "A GPU can map the memory of only a few peers at a time over PCIe (eight besides itself), and the job wants more.",
@@ -253,21 +260,23 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
         "memlock-limit": (
             "A network card can only read memory that is locked in place, and the limit for locked memory is too small.",
             "`ibv_reg_mr` fails with `Cannot allocate memory`, and `ulimit -l` shows 64 or 8192 instead of unlimited.",
-            "`docker run --ulimit memlock=-1`, `* - memlock unlimited` in /etc/security/limits.d, or for Slurm `LimitMEMLOCK=infinity` in the "
-            "unit of slurmd.",
+            "`docker run --ulimit memlock=-1`, `* - memlock unlimited` in /etc/security/limits.d, or for Slurm `LimitMEMLOCK=infinity` in "
+            "the unit of slurmd. For Docker's own limit: LimitMEMLOCK=infinity in docker.service.",
         ),
         "kernel-regression": (
             "This release of the Linux kernel has an error that makes the registration of memory for RDMA fail, though nothing is wrong with "
             "the limits.",
             "`ibv_reg_mr` fails with `Cannot allocate memory` although `ulimit -l` says unlimited; hosts with another kernel work.",
-            "Compare `uname -r` and `ofed_info -s` with a host that works, and boot that kernel.",
+            "Compare `uname -r` and `ofed_info -s` with a host that works, and boot that kernel. Some kernels miscount pinned memory: "
+            "`kho=off` on the kernel's command line, or an earlier kernel.",
         ),
         "ib-link-error": (
             "An InfiniBand or RoCE port, cable or switch fails or went down during the job.",
             "`NET/IB : Got async event : port error`, or `Got completion from peer ... with status=12`, often called error 12: the peer did "
             "not acknowledge, however often it was sent.",
-            "`ibstat` (State: Active), `ibqueryerrors` or `ethtool -S eth0` for error counters, `dmesg -T | grep mlx5`. Exchange the cable; "
-            "for short interruptions only, `NCCL_IB_TIMEOUT=22` waits longer.",
+            "`ibstat` (State: Active), `ibqueryerrors` or `ethtool -S eth0` for error counters, `dmesg -T | grep mlx5`. Exchange the cable;"
+            " for short interruptions only, `NCCL_IB_TIMEOUT=22` waits longer. Cable, transceiver and switch port are exchanged in turn; "
+            "until then drain the node or leave the card out with NCCL_IB_HCA.",
         ),
         "roce-gid": (
             "RoCE is RDMA over Ethernet, and each port has several addresses in a list (GIDs). NCCL took one that the peer cannot reach, "
@@ -281,14 +290,16 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
             "rails (networks of their own).",
             "Only some pairs of cards fail, with GIDs of different subnets in NCCL's lines.",
             "`export NCCL_IB_HCA='=mlx5_0,mlx5_1'` with the cards that are connected (`ibstat`, `nvidia-smi topo -m`; the inner = asks for "
-            "exact names), or `NCCL_CROSS_NIC=0` where each rail is separate.",
+            "exact names), or `NCCL_CROSS_NIC=0` where each rail is separate. Rails that are not routed to each other need rail-aligned "
+            "cards.",
         ),
         "gdr-missing": (
             "GPUDirect RDMA, by which a network card reads GPU memory directly, is not in use. Each byte takes a detour by the CPU's memory, "
             "and bandwidth is a fraction of what it could be.",
             "`via NET/IB/0` without `/GDRDMA`, `GPU Direct RDMA Disabled`, and the kernel module nvidia_peermem is not loaded.",
             "`modprobe nvidia_peermem; lsmod | grep peermem`, or a recent driver with open kernel modules (DMA-BUF). `nvidia-smi topo -m` "
-            "shows whether card and GPU are near each other (PIX or PXB).",
+            "shows whether card and GPU are near each other (PIX or PXB). Driver, OFED and kernel must fit each other for peermem to "
+            "register.",
         ),
         "net-plugin": (
             "NCCL loads a plugin for the network (for AWS EFA, Google's or SHARP), and that plugin fails or does not fit this NCCL.",
@@ -330,7 +341,8 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
             "A package or shared library that is needed is not installed, cannot be found, or another copy of it is loaded first.",
             "`No module named 'vllm'`, `libnccl.so.2: cannot open shared object file`, `undefined symbol: nccl...`.",
             "`pip install` it into the environment that the job runs from (`which python`). For a shared library, `ldd FILE | grep -E "
-            "'nccl|not found'` and `echo $LD_LIBRARY_PATH`.",
+            "'nccl|not found'` and `echo $LD_LIBRARY_PATH`. For NCCL: reinstall nvidia-nccl-cu12, or point VLLM_NCCL_SO_PATH at its "
+            "libnccl.so.2.",
         ),
         "gpu-interposer-library": (
             "A library that shares one GPU among containers (a vGPU layer such as HAMi) is loaded into every process and interferes with CUDA "
@@ -345,12 +357,13 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
             "and vLLM need gigabytes.",
             "`Error while creating shared memory segment /dev/shm/nccl-...`, `No space left on device`, or a rank killed by signal 7 (SIGBUS).",
             "`df -h /dev/shm`; `docker run --shm-size=16g` or `--ipc=host`; in Kubernetes an emptyDir with `medium: Memory` mounted at "
-            "/dev/shm. Files left by killed jobs may be removed: `ls -l /dev/shm`.",
+            "/dev/shm. Files left by killed jobs may be removed: `ls -l /dev/shm`. `NCCL_SHM_DISABLE=1` works around it.",
         ),
         "fd-limit": (
             "A process may not open more files. Every connection counts as one, and large jobs have thousands.",
             "`Too many open files` (errno 24).",
-            "`ulimit -n 65536` before the launch, `docker run --ulimit nofile=65536`, or LimitNOFILE in the service's unit.",
+            "`ulimit -n 65536` before the launch, `docker run --ulimit nofile=65536`, or LimitNOFILE in the service's unit. Fewer sockets "
+            "help too: NCCL_SOCKET_NTHREADS, NCCL_NSOCKS_PERTHREAD.",
         ),
         "disk-full": (
             "A file system that the job needs is full, or a network file system does not answer.",
@@ -368,8 +381,8 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
         "host-oom-killed": (
             "The kernel, or the container's limit, ended a process because the host's memory (not the GPU's) ran out.",
             "Exit code -9 or 137, with `Out of memory: Killed process` or `oom-kill` in the kernel log, or Ray's `memory pressure`.",
-            "`dmesg -T | grep -iE 'killed process|oom'`; `free -h`. Raise the job's memory limit (`--mem`, `resources.limits.memory`), or use "
-            "fewer data loader workers and less pinned memory.",
+            "`dmesg -T | grep -iE 'killed process|oom'`; `free -h`. Raise the job's memory limit (`--mem`, `resources.limits.memory`), or "
+            "use fewer data loader workers and less pinned memory. Ray kills by its own threshold: RAY_memory_usage_threshold.",
         ),
     },
     "Progress": {
@@ -398,7 +411,8 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
             "not, or left its loop early.",
             "Exit code 0 on that rank, and a collective on the others that never ends.",
             "Give every rank the same number of steps: `drop_last=True`, DistributedSampler, `torch.distributed.algorithms.join.Join`. Let "
-            "all leave through `destroy_process_group()`.",
+            "all leave through `destroy_process_group()`. A rank that calls exit() or returns early must not leave the others in a "
+            "collective.",
         ),
         "process-stopped": (
             "A rank's process is stopped: it exists, and does nothing until it is told to go on. A debugger, Ctrl-Z, SIGSTOP or a frozen "
@@ -411,8 +425,8 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
             "One rank is busy or waits in its own code and never enters the collective in which its peers wait. The peers report the "
             "time-out, but this rank is the cause.",
             "Its stack is elsewhere (a data loader, a lock, a checkpoint, an `input()`), and its sequence number is behind the others'.",
-            "`py-spy dump --pid PID` on its host; mend what is on top of that stack. Often it is a branch that only rank 0 takes, or a file "
-            "system that does not answer.",
+            "`py-spy dump --pid PID` on its host; mend what is on top of that stack. Often it is a branch that only rank 0 takes, or a file"
+            " system that does not answer. If it only takes long (a checkpoint, preprocessing), raise the timeout.",
         ),
         "gpu-kernel-stuck": (
             "A rank issued its operation and the GPU never finishes it, though all ranks agree on what to do.",
@@ -427,7 +441,8 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
             "rank left one out. NCCL does not check that; the job hangs, crashes or computes wrongly.",
             "At one sequence number the operation, the sizes or the types differ between ranks.",
             "Run it with `TORCH_DISTRIBUTED_DEBUG=DETAIL`: torch then compares every call and names the difference. Look for collectives "
-            "inside an `if rank == 0` and for tensors whose shape depends on the data.",
+            "inside an `if rank == 0` and for tensors whose shape depends on the data. All ranks must issue the same collectives in the "
+            "same order: no branch or skip on one rank only, equal numbers of batches (`drop_last`, join), padded shapes.",
         ),
         "p2p-mismatch": (
             "A send has no matching receive, or the other way round. The pair differs in peer, order, size or group.",
@@ -438,15 +453,17 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
         "slow-rank": (
             "One rank takes part in everything and is merely late. All others wait for it in each step, so the whole job is as slow as it is.",
             "Progress goes on, and the same rank is the last to arrive each time.",
-            "`py-spy top --pid PID` there and on another rank. Look for unequal data, a slow data loader, other programs (`top`), and for the "
-            "GPU's clocks: `nvidia-smi -q -d CLOCK,PERFORMANCE`.",
+            "`py-spy top --pid PID` there and on another rank. Look for unequal data, a slow data loader, other programs (`top`), and for "
+            "the GPU's clocks: `nvidia-smi -q -d CLOCK,PERFORMANCE`. If the work is simply long, raise the timeout: "
+            "`init_process_group(timeout=...)`, `ddp_timeout`.",
         ),
         "watchdog-stuck-cuda": (
             "The thread that is to end hanging jobs (PyTorch's watchdog) hangs itself, in a CUDA or NCCL call or because it cannot get "
             "Python's lock (the GIL).",
             "`ProcessGroupNCCL's watchdog got stuck for 480 seconds`, `TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC`, and a rank ended by its heartbeat monitor.",
-            "It is rarely the first cause: look for an earlier one. Otherwise `py-spy dump --native --pid PID` before it is ended, `dmesg -T "
-            "| grep -i xid`, and a larger `TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC`.",
+            "It is rarely the first cause: look for an earlier one. Otherwise `py-spy dump --native --pid PID` before it is ended, `dmesg "
+            "-T | grep -i xid`, and a larger `TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC`. The flight recorder (TORCH_FR_BUFFER_SIZE=2000) shows what"
+            " was issued last.",
         ),
         "rpc-timeout": (
             "A call from an engine's main process to its workers took too long. This is a symptom, and nothing that was found says what the "
@@ -461,13 +478,14 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
             "vLLM asks Ray for GPUs that Ray does not have: a node did not join, its versions differ, or vLLM started a second, local Ray.",
             "A placement group that stays pending, `Started a local Ray instance`, `Version mismatch` between Ray or Python.",
             "`ray status` must list all nodes and GPUs. Otherwise `ray stop` everywhere, `ray start --head` on node 0 and `ray start "
-            "--address HEAD:6379` on the others, with the same Ray and Python; `export RAY_ADDRESS=HEAD:6379` before vLLM starts.",
+            "--address HEAD:6379` on the others, with the same Ray and Python; `export RAY_ADDRESS=HEAD:6379` before vLLM starts. `ray "
+            "start --num-gpus` says what a node offers.",
         ),
         "vllm-host-ip": (
             "vLLM takes another address for this node than Ray or its peers do, or finds none, so they wait for a node that does not exist.",
             "`Failed to get the IP address, using 0.0.0.0 by default`, or a request for `node:10.0.0.2: 0.001` that is never met.",
-            "`export VLLM_HOST_IP=10.0.0.2` with each node's own address in the shared network, before `ray start` and before vLLM. It must "
-            "not be the same on two nodes.",
+            "`export VLLM_HOST_IP=10.0.0.2` with each node's own address in the shared network, before `ray start` and before vLLM. It must"
+            " not be the same on two nodes. Ray takes `--node-ip-address`, SGLang SGLANG_HOST_IP.",
         ),
         "tp-not-divisible": (
             "Tensor parallelism gives each GPU an equal share of the attention heads (and of other dimensions), and the number does not "
@@ -482,19 +500,20 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
             "`No available memory for the cache blocks`, `Free memory on device ... is less than desired GPU memory utilization`, or a max "
             "seq len larger than the cache holds.",
             "`nvidia-smi` first: is the GPU empty? Then a smaller `--max-model-len`, more `--gpu-memory-utilization`, more "
-            "`--tensor-parallel-size`, or a quantised model.",
+            "`--tensor-parallel-size`, or a quantised model. End what else holds the GPU.",
         ),
         "model-load-slow": (
             "Loading the weights takes long, and this is mistaken for a hang. One node often reads from a slow or shared disk.",
             "`Loading weights took 900 seconds` on one rank only; a stack in a file read; the disk is busy.",
-            "`iostat -x 5` or `nfsiostat 5` while it loads. Copy the model to a local disk on every node, and raise the time-out of whoever "
-            "starts it.",
+            "`iostat -x 5` or `nfsiostat 5` while it loads. Copy the model to a local disk on every node, and raise the time-out of whoever"
+            " starts it. Slow storage or all ranks reading the same files: a local NVMe disk, fewer readers, patience before it is called a"
+            " hang.",
         ),
         "model-not-on-node": (
             "A node does not have the model, or has only part of it. Every node reads its own copy unless the folder is shared.",
             "`Invalid repository ID or local directory specified`, `Cannot find any model weights`, `LocalEntryNotFoundError`, on that host only.",
-            "`ls -L MODEL/*.safetensors` on every node. Copy what is missing, use a path on a shared file system, or `hf download MODEL` with "
-            "the same HF_HOME on each.",
+            "`ls -L MODEL/*.safetensors` on every node. Copy what is missing, use a path on a shared file system, or `hf download MODEL` "
+            "with the same HF_HOME on each. The same path must hold it on every node.",
         ),
         "weights-differ": (
             "The nodes loaded different weights under the same name. Nothing reports it, and the answers are wrong.",
@@ -513,7 +532,7 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
             "This release of the software cannot do what is asked, or has an error; another release can.",
             "The message names a missing kernel, backend or feature, or the same job works with another version.",
             "Search the project's issues for the message, then change one version at a time (`pip install vllm==X.Y.Z`), or choose another "
-            "setting where the message names one.",
+            "setting where the message names one. Upgrade to the release that mends it, or downgrade to the last that worked.",
         ),
     },
     "The tool itself": {

@@ -15,7 +15,7 @@ from ncclcheck.causes import CAUSES, Cause
 WIDTH = 100  # columns
 LEGEND = (
     "Each rank lists its operations, and `@` names its host; it is still inside the last one if `...` follows. What the agents saw stands after `|`, "
-    "and in lines that begin with `fact`. `=>` is whom the rule blames; under Spares it must blame nobody."
+    "and in lines that begin with `fact`; `log FILE:` is a line of a file. `=>` is whom the rule blames; under Spares it must blame nobody."
 )
 
 TERMS: Mapping[str, str] = {

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ncclcheck import insufficient, registry, stated
 from ncclcheck.causes import CAUSES
 from ncclcheck.model import Culprit, Evidence, Finding, Outcome, ProbeResult, Run, Status, Verdict
 
-UNDECIDED = frozenset({"agent-lost", "insufficient-evidence", "permission-denied", "probe-crashed", "rpc-timeout"})
+UNDECIDED = frozenset({"agent-lost", "insufficient-evidence", "permission-denied", "probe-crashed", "rpc-timeout", "unsafe-input"})
 """Causes that leave the question open: they make a verdict unknown, not not-ready."""
 
 LIKELY = 0.5  # confidence below which a cause is a guess: it is said, and so is what would decide it
@@ -62,13 +63,19 @@ def order(found: Sequence[Finding]) -> list[Finding]:
 
 def judge(run: Run) -> Verdict:
     """The verdict on a heap of evidence: healthy, problem, or unknown."""
-    found = findings(run)
+    found = [_advised(finding) for finding in findings(run)]
     best = found[0]
     if best.cause == "no-problem-found":
         return Verdict(Outcome.HEALTHY, best.title, found)
     if best.confidence < LIKELY and best.cause != "insufficient-evidence":
         return Verdict(Outcome.UNKNOWN, f"perhaps {best.title}; the evidence does not carry more", [*found, insufficient.finding(run)])
     return Verdict(Outcome.UNKNOWN if best.cause in UNDECIDED else Outcome.PROBLEM, best.title, found)
+
+
+def _advised(finding: Finding) -> Finding:
+    """The finding with what helps against its cause in general below what it says itself: nobody can ask back."""
+    general = CAUSES[finding.cause].remedy
+    return finding if finding.remedy == general else replace(finding, remedy=f"{finding.remedy}\nin general: {general}")
 
 
 def verdict(

@@ -67,6 +67,19 @@ def test_a_stuck_rank_of_a_tensor_group_is_found_through_the_data_groups_that_wa
     assert named(job) == [[6]]
 
 
+def test_a_tensor_group_that_all_its_members_are_in_is_held_and_none_of_them_is_blamed() -> None:
+    def entries(rank: int, tp: str, dp: str) -> Entries:
+        if tp == "tp1":
+            return calls("all_reduce", group=tp)
+        return [*calls("all_reduce", group=tp, done=1), *calls("_reduce_scatter_base", group=dp)]
+
+    job = run(*grid(4, 4, entries), world=16)
+    held = waits.of(job).held
+    assert held is not None and (held.group, held.waiting) == ("group tp1", (4, 5, 6, 7))
+    (finding,) = gpu_kernel_stuck.check(job)
+    assert finding.culprit.ranks is None and "ranks 4, 5, 6, 7" in finding.title and named(job) == [None]
+
+
 def test_with_its_dump_lost_the_rank_at_the_end_of_the_chain_is_absent_and_its_neighbours_are_not() -> None:
     def entries(rank: int, tp: str, dp: str) -> Entries:
         if tp == "tp1":

@@ -192,11 +192,11 @@ def _bytes(text: str) -> int | None:
 
 
 READS = (
-    Clue("shm", r'"ShmSize": (?P<size>\d+)'),
-    Clue("container", r'"IpcMode": "(?P<ipc>[^"]*)"'),
-    Clue("container", r'"NetworkMode": "(?P<network>[^"]*)"'),
-    Clue("container", r'"Memory": (?P<memory>[1-9]\d*)'),
-    Block(r'"Ulimits": \[', _ulimits),
+    Clue("shm", r'"ShmSize": ?(?P<size>\d+)'),
+    Clue("container", r'"IpcMode": ?"(?P<ipc>[^"]*)"'),
+    Clue("container", r'"NetworkMode": ?"(?P<network>[^"]*)"'),
+    Clue("container", r'"Memory": ?(?P<memory>[1-9]\d*)'),
+    Block(r'"Ulimits": ?\[', _ulimits),
     Block(_COMPOSE, _shm),
     Block(_RUN, _run),
     Block(_DF, _df),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+import marshal
 import pickle
 import re
 from array import array
@@ -22,7 +23,6 @@ _CALL = ("profiling_name", "input_sizes", "output_sizes", "input_dtypes", "outpu
 _STATES = {"scheduled": SCHEDULED, "started": STARTED, "completed": COMPLETED}
 _LARGEST = (1 << 62) - 1  # sequence numbers and times beyond it are not believed
 _MOST_TENSORS, _MOST_DIMENSIONS = 1 << 16, 32
-_ENCODE = msgspec.msgpack.Encoder().encode
 _ABORTED = 512  # newest records that may have been aborted: no rank runs further ahead of its GPU
 _SITES = 16  # newest records whose line in the user's code is kept
 
@@ -195,7 +195,7 @@ def _signatures(entries: Sequence[dict[str, Any]]) -> tuple[tuple[Signature, ...
         raw = list(map(itemgetter(*_CALL), entries))
     except KeyError:
         raw = [tuple(map(entry.get, _CALL)) for entry in entries]
-    keys = list(map(_ENCODE, raw))
+    keys = list(map(marshal.dumps, raw))  # writes what is shared once: lists that hold each other take no memory
     first = dict(zip(reversed(keys), range(len(keys) - 1, -1, -1), strict=True))
     indexes: dict[Signature, int] = {}
     of_key = {key: indexes.setdefault(_signature(*raw[at]), len(indexes)) for key, at in sorted(first.items(), key=itemgetter(1))}

@@ -13,7 +13,7 @@ _PREFIX = re.compile(
     "|".join(
         (
             rf"\[(?P<iso>\d{{4}}-\d\d-\d\d[ T]{_CLOCK})(?:Z|[+-]\d\d:?\d\d)?(?: (?:[DP]P\d+ )?(?:TP(?P<tp>\d+))?[^\]]*)?\]:?\s*",  # NCCL WARN; SGLang
-            rf"(?P<iso2>\d{{4}}[-/]\d\d[-/]\d\d[ T]{_CLOCK})(?:Z|[+-]\d\d:?\d\d)?[\s,|]*(?:- )?",  # ISO, Ray, kubectl --timestamps
+            rf"(?P<iso2>\d{{4}}[-/]\d\d[-/]\d\d[ T]{_CLOCK})(?:Z|[+-]\d\d:?\d\d)?[\s,|:]*(?:- )?",  # ISO, Ray, kubectl --timestamps
             rf"(?P<syslog>(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) +\d+ {_CLOCK}) (?P<syshost>{_HOST}) (?=kernel|[\w./-]+(?:\[\d+\])?:)",
             rf"(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL) (?P<vllm>\d\d-\d\d {_CLOCK}) ",  # vLLM
             rf"\[?(?P<glevel>[IWEFC])(?P<glog>\d{{4}} {_CLOCK}) (?:(?P<gpid>\d+) )?(?=\S+\])",  # c10d, torchelastic
@@ -45,7 +45,10 @@ _NO_HOSTS = (
     "output worker rank dmesg env environ ip ss ifconfig nvidia-smi smi slurm job train vllm engine ray raylet gdb status tar gz zip tgz "
     "bundle head tail server client master console container local global attempt "
 )
-_BUNDLED = re.compile(r"(?:^|/)(?:pyspy|proc|env|log)\.(?P<host>[^/]+?)\.(?:rank(?P<rank>\d+)\.)?(?P<pid>\d+)\.[^/]*$")  # as `ncclcheck collect` names them
+_BUNDLED = re.compile(
+    r"(?:^|/)(?:pyspy|proc|env|log)\.(?P<host>[^/]+?)\.(?:rank(?P<rank>\d+)\.)?(?P<pid>\d+)\.[^/]*$"
+)  # as `ncclcheck collect` names them
+_KIND = re.compile(r"(?:-(?:dmesg|kern|journal|nvidia-smi(?:-q)?|smi|ibstat|topo|log|env|nccl|pyspy|stack))+$")  # `gpu-17-dmesg.log`
 _NOBODY = Place()
 _WORDS = frozenset(_NO_HOSTS.split())
 
@@ -101,7 +104,8 @@ def of_name(name: str) -> Place:
 def _hosts(parts: list[str]) -> Iterator[str]:
     """What is left of a file's name, then of its folders, without the words that say what kind of file it is."""
     for part in reversed(parts):
-        for piece in re.split(r"[._](?![0-9]+\.[0-9]+)", _NAMED_RANK.sub(".", part)):
+        for named in re.split(r"[._](?![0-9]+\.[0-9]+)", _NAMED_RANK.sub(".", part)):
+            piece = _KIND.sub("", named)
             bare = re.sub(r"[\d-]+$", "", piece).lower()
             if (
                 len(piece) > 2

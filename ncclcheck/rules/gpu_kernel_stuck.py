@@ -38,7 +38,8 @@ def check(run: Run) -> list[Finding]:
             0.45,
             wait.evidence,
             "export TORCH_NCCL_ENABLE_TIMING=1 TORCH_FR_BUFFER_SIZE=2000 and run again: the rank whose operation is `scheduled` where the others' is "
-            "`started` has a stuck kernel before it; cuda-gdb -p PID, then `info cuda kernels`, names it; compute-sanitizer finds its error",
+            "`started` has a stuck kernel before it; cuda-gdb -p PID, then `info cuda kernels`, names it; compute-sanitizer finds its error. "
+            "The root of broadcast, reduce, gather and scatter is not recorded: print src or dst on every rank: where they differ it hangs like this",
             [
                 "nvidia-smi -q -d UTILIZATION,ECC,PERFORMANCE on every node",
                 "py-spy dump --native --pid PID of every rank",

@@ -43,7 +43,7 @@ def check(run: Run) -> list[Finding]:
 def _cut(run: Run) -> list[Finding]:
     """Nobody is behind, or just the ranks of whole hosts are silent, and connections between hosts fail or those hosts cannot report."""
     found = waits.of(run)
-    if not found.waits or found.idle or found.circle or found.messages:
+    if not found.waits or found.idle or found.circle or found.messages or found.stale:
         return []
     hosts = {host for rank in {*found.waiting, *found.absent} for host in run.hosts([rank]) if host}
     errors = [fact for fact in run.of("connect") if str(fact.get("errno")) in _ERRNOS or _GONE.search(str(fact.get("reason", "")))]

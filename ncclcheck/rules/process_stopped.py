@@ -24,6 +24,14 @@ Blames
     log pyspy.b.rank1.txt:     <module> (train.py:90)
     => 1
 
+Blames
+    log fr_rank_0: {"pg_config": {"0": {"ranks": "[0, 1, 2]"}}, "pg_status": {"0": {"last_enqueued_collective": 9, "last_completed_collective": 7}}}
+    log fr_rank_2: {"pg_config": {"0": {"ranks": "[0, 1, 2]"}}, "pg_status": {"0": {"last_enqueued_collective": 9, "last_completed_collective": 7}}}
+    log status.txt: Name:	python
+    log status.txt: State:	T (stopped)
+    log status.txt: Pid:	77
+    => 1
+
 Spares
     rank 0 @ a: init, all_reduce...
     rank 1 @ b: init, all_reduce...
@@ -88,6 +96,20 @@ def _stopped(run: Run) -> list[Finding]:
         for fact in run.of("launcher-stopped")
     ]
     stacks = {fact.rank: fact for fact in run.of("stack")}
+    nameless = [fact for fact in run.of("stopped") if fact.rank is None]
+    absent = waits.of(run).absent if len(nameless) == 1 else ()
+    if len(absent) == 1:  # the only process that is stopped is the only rank that says nothing
+        rank, fact = absent[0], nameless[0]
+        launchers.append(
+            Finding(
+                "process-stopped",
+                f"process {fact.pid or ''} is stopped (process state T); it is {run.name(rank)}, which alone says nothing: {waits.of(run).of(rank)}",
+                run.blame([rank]),
+                0.85,
+                reading.quote(fact),
+                f"on {fact.host or 'its host'}: kill -CONT {fact.pid or 'PID'}   # SIGCONT; but who sent SIGSTOP: a debugger, Ctrl-Z, a cgroup?",
+            )
+        )
     return launchers + [
         Finding(
             "process-stopped",
