@@ -58,5 +58,11 @@ def load(kind: str, name: str) -> ModuleType:
     return importlib.import_module(f"ncclcheck.{kind}.{name}")
 
 
+def load_rules() -> None:
+    """Import every rule: whoever judges needs them all."""
+    for name in names("rules"):
+        load("rules", name)
+
+
 def _folder(kind: str) -> Path:
     return Path(__file__).parent / kind

@@ -69,12 +69,22 @@ Places = Mapping[Key, Mapping[int, Position]]
 Edges = dict[int, set[int]]  # rank -> the ranks it waits for
 
 
+_last: list[tuple[Run, Waits]] = []  # the newest answer: many rules ask about the same run
+
+
 def of(run: Run) -> Waits:
     """The waits of a run, from its flight recorders and from what its watchdogs say."""
+    if not _last or _last[0][0] is not run:
+        _last[:] = [(run, _of(run))]
+    return _last[0][1]
+
+
+def _of(run: Run) -> Waits:
     dumps = recorder.by_rank(tuple(run.dumps))
     seen = recorder.members(tuple(run.dumps))
     told = positions.of(run, dumps, seen)
-    stale = {rank for places in told.values() for rank, place in places.items() if rank in dumps and place.enqueued < _shared(places)}
+    shared = [(places, _shared(places)) for places in told.values()]
+    stale = {rank for places, newest in shared for rank, place in places.items() if rank in dumps and place.enqueued < newest}
     groups = {key: {rank: place for rank, place in places.items() if rank not in stale} for key, places in told.items()}
     of_key = {key: wait for key, places in groups.items() if (wait := _wait(key, places, stale, run)) is not None}
     waits = tuple(of_key.values())

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ncclcheck import recorder
-from ncclcheck.evidence import flight_recorder
+from ncclcheck.evidence import _newest, flight_recorder
 from ncclcheck.recorder import ABORTED, COMPLETED, SCHEDULED, Dump
 
 
@@ -232,3 +232,33 @@ def test_bytes_changed_anywhere_are_read_or_refused_with_a_sentence(data: st.Dat
 def test_a_dump_is_small_when_it_travels() -> None:
     dump = read(document([entry(seq, ("all_reduce", "broadcast")[seq % 2]) for seq in range(1, 2001)]))
     assert len(pickle.dumps(dump)) < 45_000
+
+
+def long(count: int, first: int = 0) -> list[dict[str, Any]]:
+    return [entry(at + 1, record_id=at, collective_seq_id=at + 1) for at in range(first, first + count)]
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize("first", [0, 70_000])
+def test_of_a_long_dump_the_newest_records_are_read_and_keep_their_places(protocol: int, first: int) -> None:
+    data = pickle.dumps(document(long(3000, first)), protocol)
+    short = _newest.shortened(data)
+    assert short is not None and len(short) < len(data) / 3
+    dump = flight_recorder.read(data, "nccl_trace_rank_1")
+    calls = dump.groups["0"].collectives
+    assert (dump.entries, len(calls)) == (3000, _newest.NEWEST)
+    assert (calls.seqs[-1], calls.records[-1], calls.records[0]) == (first + 3000, 3000, 3001 - _newest.NEWEST)
+    assert dump.quote(calls, len(calls) - 1).line == 3000
+
+
+def test_a_long_dump_whose_records_do_not_follow_each_other_is_read_whole() -> None:
+    entries = long(1000) + long(1000, first=5000)
+    dump = flight_recorder.read(pickle.dumps(document(entries[:1500] + entries[1700:]), 2), "nccl_trace_rank_1")
+    assert dump.entries == len(entries) - 200
+    assert dump.groups["0"].collectives.records[-1] == dump.entries
+
+
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_a_long_dump_that_is_written_in_another_way_is_read_whole(protocol: int) -> None:
+    dump = flight_recorder.read(pickle.dumps(document(long(1500)), protocol), "nccl_trace_rank_1")
+    assert (dump.entries, len(dump.groups["0"].collectives)) == (1500, 1500)

@@ -134,7 +134,20 @@ def test_of_an_engine_the_slowest_ranks_times_count_and_one_difference_is_a_diff
 
 def test_json_is_one_document_with_the_agreed_fields():
     document = json.loads(reports.render(broken(), "json"))
-    assert list(document) == ["schema", "status", "summary", "seconds", "findings", "emulated", "environment", "probes", "nodes", "ranks", "run", "sources"]
+    assert list(document) == [
+        "schema",
+        "status",
+        "summary",
+        "seconds",
+        "findings",
+        "emulated",
+        "environment",
+        "probes",
+        "nodes",
+        "ranks",
+        "run",
+        "sources",
+    ]
     assert (document["schema"], document["status"], document["seconds"], document["emulated"]) == (1, "not-ready", 14.25, False)
     assert document["findings"] == [
         {

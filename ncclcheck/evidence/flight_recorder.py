@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from ncclcheck.evidence._newest import FIRST, NEWEST, shortened
 from ncclcheck.recorder import ABORTED, COMPLETED, SCHEDULED, STARTED, Calls, Dump, Group, Signature
 
 _KEYS = rb'"(?:version|pg_config|pg_status|entries|comm_lib_version|nccl_comm_state|nccl_version|rank|host_name)"'
@@ -23,7 +24,7 @@ _CALL = ("profiling_name", "input_sizes", "output_sizes", "input_dtypes", "outpu
 _STATES = {"scheduled": SCHEDULED, "started": STARTED, "completed": COMPLETED}
 _LARGEST = (1 << 62) - 1  # sequence numbers and times beyond it are not believed
 _MOST_TENSORS, _MOST_DIMENSIONS = 1 << 16, 32
-_ABORTED = 512  # newest records that may have been aborted: no rank runs further ahead of its GPU
+_IN_TIME = 64  # newest calls that completed in time, before which none can have been aborted
 _SITES = 16  # newest records whose line in the user's code is kept
 
 # NCCL compares nothing; these counts have to be equal on every member, or the operation hangs or corrupts. Of the others (gather,
@@ -74,11 +75,12 @@ def read(data: bytes, name: str) -> Dump:
     collecting = gc.isenabled()
     gc.disable()  # half of the time of building a hundred thousand containers; nothing in them can be garbage
     try:
-        # buffered: an unpickler that can peek ahead is three times as fast
-        document = _Plain(io.BufferedReader(io.BytesIO(data), 1 << 17)).load() if data[:1] == b"\x80" else msgspec.json.decode(data)
+        document, left_out = _newest(data)
+        if document is None:
+            document, left_out = _load(data) if data[:1] == b"\x80" else msgspec.json.decode(data), 0
         if not isinstance(document, dict) or not {"entries", "pg_config", "pg_status"} & document.keys():
             raise ValueError("it is no flight recorder's dump: there are no entries in it")
-        return _dump(document, name)
+        return _dump(document, name, left_out)
     except MemoryError:
         raise ValueError("reading it would fill the memory") from None
     except EOFError:
@@ -96,7 +98,30 @@ def read(data: bytes, name: str) -> Dump:
             gc.enable()
 
 
-def _dump(document: dict[Any, Any], name: str) -> Dump:
+def _load(data: bytes) -> Any:
+    """What a pickle says; buffered, since an unpickler that can peek ahead is three times as fast."""
+    return _Plain(io.BufferedReader(io.BytesIO(data), 1 << 17)).load()
+
+
+def _newest(data: bytes) -> tuple[dict[Any, Any] | None, int]:
+    """A long dump with its newest records only, and how many were left out before them; None where that cannot be told."""
+    short = shortened(data)
+    if short is None:
+        return None, 0
+    try:
+        document = _load(short)
+        entries = document["entries"]
+        numbers = [entry["record_id"] for entry in entries]
+        newest = numbers[-NEWEST:]
+        left_out = newest[0] - numbers[0]
+        if len(entries) != FIRST + NEWEST or newest != list(range(newest[0], newest[0] + NEWEST)) or left_out < FIRST:
+            return None, 0
+        return {**document, "entries": entries[-NEWEST:]}, left_out
+    except Exception:  # it is written in another way: then the whole is read, and what is wrong is said there
+        return None, 0
+
+
+def _dump(document: dict[Any, Any], name: str, left_out: int) -> Dump:
     entries = document.get("entries")
     entries = entries if isinstance(entries, list) else []
     if set(map(type, entries)) - {dict}:
@@ -105,11 +130,12 @@ def _dump(document: dict[Any, Any], name: str) -> Dump:
     names = _names(entries)
     collective = any("collective_seq_id" in entry for entry in entries[:1])
     numbers = _numbers(entries, "collective_seq_id" if collective else "seq_id")
-    p2p_numbers = _numbers(entries, "p2p_seq_id") if collective else numbers
     states = _states(entries)
     rows: dict[tuple[tuple[str, str], bool], Sequence[int]] = {}
     p2p = [signature.pair is not None for signature in signatures]
-    if len(set(names)) == 1 and not any(p2p):  # most dumps
+    alone, paired = len(set(names)) == 1, any(p2p)
+    p2p_numbers = _numbers(entries, "p2p_seq_id") if collective and paired else numbers
+    if alone and not paired:  # most dumps
         rows[names[0], False] = range(len(entries))
     else:
         keys = list(zip(names, map(p2p.__getitem__, kinds), strict=True))
@@ -117,13 +143,14 @@ def _dump(document: dict[Any, Any], name: str) -> Dump:
             rows[key] = [at for at, other in enumerate(keys) if other == key]
     if "coalesced" in (operations := [signature.operation for signature in signatures]):  # the end of a batch: its members stand before it
         rows = {key: [at for at in ats if operations[kinds[at]] != "coalesced"] for key, ats in rows.items()}
-    ids = {str(number)[:20]: pg for number, pg in dict(zip(_numbers(entries, "pg_id"), names, strict=True)).items()}
+    some = entries[:1] if alone else entries
+    ids = {str(number)[:20]: pg for number, pg in dict(zip(_numbers(some, "pg_id"), names, strict=False)).items()}
     told = _told(document, ids)
     groups: dict[str, Group] = {}
     for pg in dict.fromkeys([*told, *(pg for pg, _ in rows)]):
         ranks, enqueued, completed = told.get(pg, (None, None, None))
-        messages = _calls(rows.get((pg, True), ()), p2p_numbers, kinds, states)
-        collectives = _calls(rows.get((pg, False), ()), numbers, kinds, states)
+        messages = _calls(rows.get((pg, True), ()), p2p_numbers, kinds, states, left_out)
+        collectives = _calls(rows.get((pg, False), ()), numbers, kinds, states, left_out)
         collectives, signatures = _batches(collectives if collective or not len(messages) else _renumbered(collectives), signatures)
         if len(collectives):
             enqueued = max(enqueued or 0, collectives.seqs[-1])
@@ -137,8 +164,8 @@ def _dump(document: dict[Any, Any], name: str) -> Dump:
         str(document.get("comm_lib_version") or document.get("nccl_version") or "")[:40],
         groups,
         signatures,
-        _sites(entries, kinds),
-        len(entries),
+        _sites(entries, kinds, left_out),
+        left_out + len(entries),
         record in (0, None),
     )
 
@@ -182,10 +209,16 @@ def _states(entries: Sequence[dict[str, Any]]) -> bytes:
         states = bytearray(map(_STATES.__getitem__, values))
     except (KeyError, TypeError):
         states = bytearray(_STATES.get(value, SCHEDULED) if isinstance(value, str) else SCHEDULED for value in values)
-    for at in range(max(0, len(entries) - _ABORTED), len(entries)):
+    in_time = 0
+    for at in range(len(entries) - 1, -1, -1):
+        if states[at] != COMPLETED:
+            continue
         done, created, limit = map(entries[at].get, ("time_discovered_completed_ns", "time_created_ns", "timeout_ms"))
-        if states[at] == COMPLETED and type(done) is type(created) is type(limit) is int and 0 < limit * 1_000_000 <= done - created:
+        if type(done) is type(created) is type(limit) is int and 0 < limit * 1_000_000 <= done - created:
             states[at] = ABORTED
+            in_time = 0
+        elif (in_time := in_time + 1) > _IN_TIME:
+            break
     return bytes(states)
 
 
@@ -195,7 +228,7 @@ def _signatures(entries: Sequence[dict[str, Any]]) -> tuple[tuple[Signature, ...
         raw = list(map(itemgetter(*_CALL), entries))
     except KeyError:
         raw = [tuple(map(entry.get, _CALL)) for entry in entries]
-    keys = list(map(marshal.dumps, raw))  # writes what is shared once: lists that hold each other take no memory
+    keys = list(map(marshal.dumps, raw))  # writes once what is shared: lists that hold each other take no memory
     first = dict(zip(reversed(keys), range(len(keys) - 1, -1, -1), strict=True))
     indexes: dict[Signature, int] = {}
     of_key = {key: indexes.setdefault(_signature(*raw[at]), len(indexes)) for key, at in sorted(first.items(), key=itemgetter(1))}
@@ -245,11 +278,11 @@ def _shapes(shapes: list[list[int]] | None) -> str:
     return f"{shown} and {len(shapes) - 3} more" if shapes and len(shapes) > 3 else shown
 
 
-def _calls(at: Sequence[int], numbers: array[int], kinds: array[int], states: bytes) -> Calls:
-    """The rows of these entries; a number of 0 is none, and one that falls back belongs to an earlier life of the group."""
+def _calls(at: Sequence[int], numbers: array[int], kinds: array[int], states: bytes, left_out: int) -> Calls:
+    """The rows of these entries, before which `left_out` stood. A 0 is no number; one that falls back belongs to the group's earlier life."""
     values = list(map(numbers.__getitem__, at))
     if len(values) == len(numbers) and values and values[0] > 0 and sorted(values) == values:  # most dumps
-        return Calls(array("q", values), kinds, states, array("I", range(1, len(values) + 1)))
+        return Calls(array("q", values), kinds, states, array("I", range(left_out + 1, left_out + len(values) + 1)))
     kept = [i for i, value in zip(at, values, strict=True) if value > 0]
     values = list(map(numbers.__getitem__, kept))
     if sorted(values) != values:
@@ -258,7 +291,7 @@ def _calls(at: Sequence[int], numbers: array[int], kinds: array[int], states: by
         array("q", map(numbers.__getitem__, kept)),
         array("I", map(kinds.__getitem__, kept)),
         bytes(map(states.__getitem__, kept)),
-        array("I", map((1).__add__, kept)),
+        array("I", map((left_out + 1).__add__, kept)),
     )
 
 
@@ -338,11 +371,11 @@ def _rank(document: dict[Any, Any], name: str, groups: dict[str, Group], signatu
     return int(match[1]) if match else None
 
 
-def _sites(entries: Sequence[dict[str, Any]], kinds: array[int]) -> dict[int, str]:
+def _sites(entries: Sequence[dict[str, Any]], kinds: array[int], left_out: int) -> dict[int, str]:
     """Record -> `train.py:65 in train`, for the newest records and the newest of each kind."""
     newest = {kind: at for at, kind in enumerate(kinds)}
     chosen = {*range(max(0, len(entries) - _SITES), len(entries)), *list(newest.values())[:256]}
-    return {at + 1: site for at in sorted(chosen) if (site := _site(entries[at].get("frames")))}
+    return {left_out + at + 1: site for at in sorted(chosen) if (site := _site(entries[at].get("frames")))}
 
 
 def _site(frames: object) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from ncclcheck import registry
 from ncclcheck.evidence import _archives, source, text, workers
 from ncclcheck.evidence._archives import printable_name
 from ncclcheck.evidence._streams import Allowance, Refused, Source
@@ -44,7 +45,9 @@ def read(paths: Sequence[str], patience: float = workers.PATIENCE) -> Iterator[R
     found = list(_under(paths))
     if not found:
         return
-    text.everything()  # once, before the workers are forked
+    begins = _begins(found[0])
+    if begins != b"\x80":  # what reads text is made once, before the workers are forked; a heap of dumps can do without
+        text.everything()
 
     def work(job: int, skip: int, watch: workers.Watch) -> Iterator[Reading]:
         each = found[job]
@@ -54,7 +57,15 @@ def read(paths: Sequence[str], patience: float = workers.PATIENCE) -> Iterator[R
         rest = "; what else it holds was not read" if gave_up and name != found[job].name else ""
         return Reading(name or found[job].name, "not read", problem=why + rest, unsafe=True)
 
-    yield from workers.Pool(len(found), work, lost, patience).results()
+    yield from workers.Pool(len(found), work, lost, patience, meanwhile=registry.load_rules).results()
+
+
+def _begins(found: _Found | Reading) -> bytes:
+    """The first byte of an ordinary file, if it can be read."""
+    if isinstance(found, _Found) and Path(found.path).is_file():
+        with contextlib.suppress(OSError), open(found.path, "rb") as stream:
+            return stream.read(1)
+    return b""
 
 
 def _read(found: _Found, skip: int, watch: workers.Watch) -> Iterator[Reading]:

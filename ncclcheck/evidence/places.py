@@ -31,7 +31,8 @@ _PREFIX = re.compile(
             rf"{_CLOCK} (?=[(\[]|[A-Z]+ )",  # a time without a date
             r"\((?P<raylet>raylet|autoscaler)[^)]*\)\s?",
             rf"(?P<file>{_HOST}\.(?:log|txt|out|err)):(?=\S)",  # grep -H
-            rf"(?P<pdsh>(?![\w.]{{1,90}}(?:Error|Exception|Warning|Interrupt):){_HOST}): (?=\[[\w ]|\S+ +NCCL |W\d|E\d|Traceback|  File )",  # pdsh, DeepSpeed
+            rf"(?P<pdsh>(?![\w.]{{1,90}}(?:Error|Exception|Warning|Interrupt):){_HOST}): "
+            r"(?=\[[\w ]|\S+ +NCCL |W\d|E\d|Traceback|  File )",  # pdsh, DeepSpeed
         )
     )
 )

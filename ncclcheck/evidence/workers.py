@@ -129,8 +129,10 @@ class Pool(Generic[Result]):
         work: Callable[[int, int, Watch], Iterator[Result]],
         lost: Callable[[int, str, str, bool], Result],
         patience: float = PATIENCE,
+        meanwhile: Callable[[], object] | None = None,
     ) -> None:
-        self._work, self._lost, self._patience = work, lost, patience
+        """`meanwhile` is done here, once, when the first workers are at work."""
+        self._work, self._lost, self._patience, self._meanwhile = work, lost, patience, meanwhile
         self._jobs: list[_Job[Result]] = [_Job() for _ in range(count)]
         self._waiting = deque(range(count))
         self._workers: list[_Worker] = []
@@ -156,6 +158,9 @@ class Pool(Generic[Result]):
             worker = idle.pop() if idle else self._start()
             job = self._waiting.popleft()
             worker.give(job, self._jobs[job].count)
+        if self._meanwhile:
+            self._meanwhile()
+            self._meanwhile = None
         busy = {worker.socket.fileno(): worker for worker in self._workers if worker.job >= 0}
         poll = select.poll()
         for number in busy:

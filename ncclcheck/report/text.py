@@ -16,6 +16,7 @@ from ncclcheck.report import engines, slowest
 WIDTH = 100  # columns; only commands are longer, since a wrapped command cannot be copied
 MANY_NODES = 8  # above this many only the nodes and ranks that a finding names are listed
 EVIDENCE_LINES = 6  # quoted per finding
+MANY_RANKS = 32  # above this many ranks triage lists only those that a finding names
 MOST_PROBLEMS = 12  # sources with a problem that are listed
 EVIDENCE_CHARACTERS = 300  # quoted per line
 SWEPT_OPERATIONS = 2  # a probe with at most this many operations on one type gets a row per size, another a row per operation
@@ -120,6 +121,9 @@ def _nodes(report: Report) -> Iterator[str]:
         shown = [node for node in nodes if node.get("host") in named_hosts]
         title = f"{len(nodes)} nodes with {len(ranks)} ranks; a finding names {len(shown) or 'none'} of the nodes"
         ranks_shown = [rank for rank in ranks if rank.rank in named_ranks] or [rank for rank in ranks if rank.host in named_hosts]
+    elif len(ranks) > MANY_RANKS and not nodes:  # triage knows ranks only
+        named_ranks = {rank for finding in report.findings for rank in finding.culprit.ranks or ()}
+        shown, ranks_shown = [], [rank for rank in ranks if rank.rank in named_ranks]
     else:
         shown, ranks_shown = nodes, ranks
     if nodes:
