@@ -151,3 +151,12 @@ def test_the_speaker_is_found_in_bounded_time_whatever_stands_before_a_line() ->
             start = time.perf_counter()
             places.of_line(line)
             assert time.perf_counter() - start < 1.0, piece
+
+
+def test_a_heading_says_who_speaks_below_it() -> None:
+    said = "CUDA error: uncorrectable ECC error encountered"
+    heap = f"==> logs/gpu-a.rank0.log <==\n{said}\n\n==> logs/gpu-b.rank1.log <==\n[rank5]: {said}\n{said}\n===== gpu-c =====\n{said}\n"
+    facts = [fact for fact in text.read(io.BytesIO(heap.encode()), "all.txt") if fact.kind == "says"]
+    assert {(fact.host, fact.rank, fact.source.line) for fact in facts if fact.source} >= {
+        ("gpu-a", 0, 2), ("gpu-b", 5, 5), ("gpu-b", 1, 6), ("gpu-c", None, 8),
+    }  # fmt: skip

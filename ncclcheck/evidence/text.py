@@ -15,8 +15,9 @@ from ahocorasick_rs import BytesAhoCorasick
 from ncclcheck import registry
 from ncclcheck.evidence import places
 from ncclcheck.evidence._chunks import LONGEST_LINE, chunks, pairwise
-from ncclcheck.evidence._reads import Block, Line, Read, Statement, anchors, compiled
+from ncclcheck.evidence._reads import Block, Line, Place, Read, Statement, anchors, compiled
 from ncclcheck.evidence._streams import Stream
+from ncclcheck.evidence.sections import SECTION
 from ncclcheck.model import Fact
 
 FOLLOWING = 2000  # lines that a block may look ahead, within the next chunk
@@ -84,6 +85,7 @@ def _facts(stream: Stream, file: str) -> Iterator[Fact]:
     known = everything()
     matched = [0] * len(known.reads)
     told: set[int] = set()  # hashes of lines: the same line says nothing new, but what follows it may
+    speaker = Place()  # of whom a heading says that it speaks from there on
     last: tuple[str, int] | None = None  # the last line that is not blank, and its number
     before = 1  # the number of the chunk's first line
     for chunk, ahead in pairwise(chunks(stream)):
@@ -103,9 +105,13 @@ def _facts(stream: Stream, file: str) -> Iterator[Fact]:
                     matched[owner] += 1
                     line = line or _line(plain, number, file)
                     if isinstance(read_, Statement):
-                        yield _quoting(_stated(name, read_, match, line), {number: text})
-                    else:
-                        yield from _told(name, read_, line, text, _Following(chunk, end + 1, ahead, number + 1, file))
+                        yield _placed(_quoting(_stated(name, read_, match, line), {number: text}), speaker)
+                        continue
+                    for fact in _told(name, read_, line, text, _Following(chunk, end + 1, ahead, number + 1, file)):
+                        if fact.kind == SECTION:
+                            speaker = places.of_name(str(fact.get("name")))
+                            told.clear()  # what one has said is news from another
+                        yield _placed(fact, speaker)
         before = number + chunk.count(b"\n", counted)
         if words := chunk.rstrip():
             begin = words.rfind(b"\n") + 1
@@ -135,6 +141,13 @@ def _hits(chunk: bytes, known: _Reads, matched: list[int]) -> Iterator[tuple[int
                 if left[owner] < 0:
                     owners.discard(owner)
     return ((start, end, sorted(owners)) for start, end, owners in hits if owners)
+
+
+def _placed(fact: Fact, speaker: Place) -> Fact:
+    """The fact, of whom the heading above it names where its line names nobody."""
+    if (fact.rank is not None or speaker.rank is None) and (fact.host or not speaker.host):
+        return fact
+    return replace(fact, rank=speaker.rank if fact.rank is None else fact.rank, host=fact.host or speaker.host)
 
 
 class _Following:
