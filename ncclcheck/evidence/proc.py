@@ -72,8 +72,10 @@ def _status(line: Line, following: Iterator[Line]) -> Iterator[Fact]:
 
 def _ps(line: Line, following: Iterator[Line]) -> Iterator[Fact]:
     columns = line.body.split()
+    state = next((columns.index(name) for name in ("STAT", "S") if name in columns), None)
+    if state is None or "PID" not in columns:
+        return
     pid = columns.index("PID")
-    state = next(columns.index(name) for name in ("STAT", "S") if name in columns)
     for each in following:
         cells = each.body.split(None, len(columns) - 1)
         if len(cells) < len(columns):
