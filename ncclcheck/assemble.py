@@ -45,26 +45,32 @@ class _Known:
 
 def run(readings: Sequence[Reading]) -> Run:
     """The Run that these sources tell of. The facts keep the order of the sources and of their lines."""
-    dumps = [_placed(reading.dump, reading.name) for reading in readings if reading.dump is not None]
+    said = {fact.host for reading in readings for fact in reading.facts if fact.host}
+    said |= {reading.dump.host for reading in readings if reading.dump is not None and reading.dump.host}
+    hosts = places.hosts_of([reading.name for reading in readings], said)
+    dumps = [_placed(reading.dump, reading.name, hosts.get(reading.name)) for reading in readings if reading.dump is not None]
     world = _world([fact for reading in readings for fact in reading.facts], dumps)
-    told = [fact for reading in readings for fact in _of_source(reading, world)]
+    told = [fact for reading in readings for fact in _of_source(reading, world, hosts.get(reading.name))]
     known = _Known()
     for fact in told:
-        if fact.kind == "bootstrap" and fact.host and isinstance(address := fact.get("address"), str):
+        if fact.kind in ("bootstrap", "address") and fact.host and isinstance(address := fact.get("address"), str):
             known.addresses.setdefault(address, fact.host)
     for fact in told:
         known.learn(fact)
+    for dump in dumps:
+        if dump.rank is not None and dump.host:
+            known.hosts.setdefault(dump.rank, Counter())[dump.host] += 1
     _by_channels(known, told)
     facts = [known.complete(fact) for fact in told]
     facts += [Fact("refused", fields={"file": reading.name, "reason": reading.problem}) for reading in readings if reading.unsafe]
     return Run(world, _ranks(facts, dumps, world), facts=facts, dumps=dumps, sources=tuple(reading.name for reading in readings))
 
 
-def _of_source(reading: Reading, world: int | None) -> Iterable[Fact]:
-    """The facts of one source, with the rank that its name says and the host that its lines, or else its name, say."""
+def _of_source(reading: Reading, world: int | None, called: str | None) -> Iterable[Fact]:
+    """The facts of one source, with the rank that its name says and the host that its lines, or else its name (`called`), say."""
     named = places.of_name(reading.name)
     hosts = Counter(fact.host for fact in reading.facts if fact.host and fact.kind in ("init", "bootstrap", "nccl-version", "setting", "via"))
-    host = next(iter(hosts)) if len(hosts) == 1 else None if hosts else named.host
+    host = next(iter(hosts)) if len(hosts) == 1 else None if hosts else called
     for fact in reading.facts:
         if fact.kind == "init" and fact.get("nranks") != world:
             fact = replace(fact, rank=None)  # a communicator of some ranks counts from 0 too
@@ -73,8 +79,8 @@ def _of_source(reading: Reading, world: int | None) -> Iterable[Fact]:
         yield fact if (spoken, rank) == (fact.host, fact.rank) else replace(fact, host=spoken, rank=rank)
 
 
-def _placed(dump: Dump, name: str) -> Dump:
-    return dump if dump.rank is not None else replace(dump, rank=places.of_name(name).rank)
+def _placed(dump: Dump, name: str, called: str | None) -> Dump:
+    return replace(dump, rank=places.of_name(name).rank if dump.rank is None else dump.rank, host=dump.host or called)
 
 
 def _by_channels(known: _Known, told: Sequence[Fact]) -> None:
@@ -107,6 +113,7 @@ def _ranks(facts: Sequence[Fact], dumps: Sequence[Dump], world: int | None) -> M
     hosts: dict[int, Counter[str]] = {}
     pids: dict[int, Counter[int]] = {}
     devices: dict[int, Device] = {}
+    locals_: dict[int, int] = {}
     for fact in facts:
         if fact.rank is None:
             continue
@@ -114,17 +121,15 @@ def _ranks(facts: Sequence[Fact], dumps: Sequence[Dump], world: int | None) -> M
         pids.setdefault(fact.rank, Counter()).update([fact.pid] if fact.pid is not None else [])
         if fact.kind == "init" and isinstance(index := fact.get("cudaDev"), int):
             devices.setdefault(fact.rank, Device(index, pci_bus_id=str(fact.get("busId", "")) or None))
+        if isinstance(local := fact.get("local_rank"), int):
+            locals_.setdefault(fact.rank, local)
     for dump in dumps:
         if dump.rank is not None:
-            hosts.setdefault(dump.rank, Counter())
+            hosts.setdefault(dump.rank, Counter()).update([dump.host] if dump.host else [])
     inside = sorted(rank for rank in hosts if world is None or 0 <= rank < world)
-    locals_: Counter[str] = Counter()
     result: dict[int, RankId] = {}
-    nodes: dict[str, int] = {}
     for rank in inside:
         host = hosts[rank].most_common(1)[0][0] if hosts[rank] else ""
         pid = pids[rank].most_common(1)[0][0] if pids.get(rank) else None
-        node = nodes.setdefault(host, len(nodes)) if host else 0
-        result[rank] = RankId(rank, locals_[host], node, host, pid, devices.get(rank, Device()))
-        locals_[host] += 1
+        result[rank] = RankId(rank, locals_.get(rank), None, host, pid, devices.get(rank, Device()))
     return result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import click
 
 from ncclcheck import __version__, units
-from ncclcheck.model import USAGE
+from ncclcheck.model import EXIT_CODES, USAGE, Outcome
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.4
@@ -221,14 +220,19 @@ def explain(words: tuple[str, ...]) -> None:
 
 def _print(text: str) -> None:
     """One page on standard output; who closed the pipe has read enough."""
-    with contextlib.suppress(BrokenPipeError):
+    try:
         click.echo(text)
+    except BrokenPipeError:
+        return
+    except OSError as error:
+        print(f"ncclcheck: cannot write: {error.strerror}", file=sys.stderr)
+        _leave(EXIT_CODES[Outcome.UNKNOWN])
 
 
 def _leave(code: int) -> None:
     """Exit, and let a closed pipe be no error."""
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError:  # closed, or a full disk: whoever needed it was told
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(code)

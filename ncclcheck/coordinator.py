@@ -55,6 +55,7 @@ class Coordinator:
         self._added: dict[str, str] = {}
         self._launches = 0
         self._examined: Report | None = None
+        self._unseen: list[Finding] = []  # the nodes of which nothing came, where a running job is looked at
 
     async def run(self) -> Report:
         """The whole run. The report has reached every agent that could be reached when this returns."""
@@ -90,6 +91,8 @@ class Coordinator:
             contradicted = (contradicted or now) if self._roll.conflicts() else None
             if contradicted and (now - contradicted > SETTLE or now > end):
                 return self._find(*self._roll.conflicts())
+            if now > end and self._options.examine and self._roll.hellos:
+                return self._go_on()
             if now > end:
                 return self._find(*self._absent())
             there, missing = self._roll.there(), describe_missing(self._roll.missing())
@@ -100,6 +103,17 @@ class Coordinator:
             await self._members.until(self._roll.complete, 0.2)
         self._members.settle(self._run_id)
         self._say(f"roll call: all {self._cluster.nnodes} here after {seconds_text(time.monotonic() - self._started)}")
+        return True
+
+    def _go_on(self) -> bool:
+        """A job that hangs is looked at with whoever came. Always True."""
+        seconds = seconds_text(self._options.roll_call_timeout)
+        absent = self._roll.missing()
+        self._unseen = [examination.unseen(int(fact.get("node_rank")), fact.host, f"it did not come within {seconds}") for fact in absent]
+        if self._server.wrong_keys:  # somebody knocked in vain: that says why
+            self._unseen += triage.findings(Run(facts=self._absent()))
+        self._members.settle(self._run_id)
+        self._say(f"roll call: {', '.join(self._roll.there())} here after {seconds}; going on without {', '.join(describe_missing(absent))}")
         return True
 
     def _absent(self) -> list[Fact]:
@@ -130,15 +144,19 @@ class Coordinator:
     async def _examine(self) -> None:
         """Every node bundles what it sees of its jobs; the bundles are triaged together."""
         self._say("looking at the jobs on every node; nothing of them is touched")
-        facts = await self._members.examine(examination.SENT_BOUND)
+        silent = await self._members.examine(examination.SENT_BOUND)
         hosts = {number: hello.host for number, hello in self._members.hellos().items()}
+        self._unseen += [examination.unseen(number, hosts[number], silent[number]) for number in sorted(silent)]
+        for finding in self._unseen:
+            self._say(finding.title)
         paths = self._members.bundles.write(self._folder / self._run_id, hosts)
-        for fact in facts:
-            self._say(f"{fact.host}: {fact.get('reason')}")
         if paths:
-            self._examined = await examination.judge(paths)
-        if facts:
-            self._find(*facts)
+            try:
+                self._examined = examination.completed(await examination.judge(paths), self._unseen)
+            except (TimeoutError, RuntimeError, msgspec.MsgspecError) as error:
+                self._findings.append(examination.unjudged(paths, error))
+        if not self._examined:
+            self._findings += self._unseen
 
     # -- launches ------------------------------------------------------------------------------------------------
 
@@ -273,7 +291,7 @@ class Coordinator:
         return [
             Fact("gpu-unusable", rank.host, rank.rank, fields={"node_rank": rank.node_rank})
             for rank in view.ranks.values()
-            if rank.device.index is None and nvidia.get(rank.node_rank)
+            if rank.device.index is None and rank.node_rank is not None and nvidia.get(rank.node_rank)
         ]
 
     # -- the end -------------------------------------------------------------------------------------------------
@@ -294,8 +312,14 @@ class Coordinator:
         self._find(*facts)
 
     def _refusal(self, hello: wire.Hello) -> bytes:
-        """The report for an agent too many: the run goes on without it."""
-        return outcome.pack(self._report(triage.findings(Run(facts=self._roll.too_late(hello))), run_id=""))
+        """The report for an agent too many, or one that came too late to a job that is looked at: the run goes on without it."""
+        found: list[Finding]
+        if self._options.examine and (missing := self._roll.missing()):
+            number = int(missing[0].get("node_rank")) if hello.node_rank is None else hello.node_rank
+            found = [examination.unseen(number, hello.host, "it came after the roll call had ended")]
+        else:
+            found = triage.findings(Run(facts=self._roll.too_late(hello)))
+        return outcome.pack(self._report(found, run_id=""))
 
     def _report(self, findings: Sequence[Finding], run_id: str) -> Report:
         if self._examined:

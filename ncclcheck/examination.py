@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
-from ncclcheck.model import Report
+from ncclcheck.model import Culprit, Evidence, Finding, Outcome, Report
 
 BUNDLE_BOUND = 75.0  # seconds in which a node's bundle must be written (its own bound is 60)
 SENT_BOUND = 90.0  # seconds in which every node's bundle must have come
@@ -35,34 +37,74 @@ class Bundles:
         self.failed: dict[int, str] = {}  # who could make none, and why
 
     def add(self, node: int, part: int, count: int, data: bytes, error: str) -> None:
-        """One part has come; with `error`, there will be none from this node."""
+        """One part has come; with `error`, or where it is none of a bundle, nothing more is taken from this node."""
+        if not error and not (0 <= part < count <= LARGEST // PART and count == self._counts.get(node, count) and len(data) <= PART):
+            error = f"part {part} of {count} with {len(data)} bytes is none of a bundle"
         if error:
             self.failed[node] = error
-        self._counts[node] = count
-        self._parts.setdefault(node, {})[part] = data
+            self._parts.pop(node, None)
+        elif node not in self.failed:
+            self._counts[node] = count
+            self._parts.setdefault(node, {})[part] = data
+
+    def whole(self) -> set[int]:
+        """The nodes whose bundle has come."""
+        return {node for node, parts in self._parts.items() if len(parts) == self._counts[node]}
 
     def done(self) -> set[int]:
         """The nodes of which nothing more is awaited."""
-        return {node for node, count in self._counts.items() if len(self._parts[node]) >= count} | set(self.failed)
+        return self.whole() | set(self.failed)
 
     def write(self, folder: Path, hosts: Mapping[int, str]) -> list[Path]:
         """The bundles that have come whole, as files in the folder."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         paths = []
-        for node in sorted(self.done() - set(self.failed)):
-            path = folder / f"node{node}-{hosts[node]}.tar.gz"
+        for node in sorted(self.whole()):
+            path = folder / f"node{node}-{re.sub(r'[^A-Za-z0-9.-]', '_', hosts[node])[:128]}.tar.gz"
             path.write_bytes(b"".join(self._parts[node][part] for part in range(self._counts[node])))
             paths.append(path)
         return paths
 
 
+def unseen(number: int, host: str | None, reason: str) -> Finding:
+    """A node of which nothing came: it says nothing against the job, and leaves a question open."""
+    name = f"node {number}" + (f" ({host})" if host else "")
+    return Finding(
+        "agent-lost",
+        f"nothing is known of {name}: {reason}",
+        Culprit(hosts=[host] if host else None),
+        0.95,
+        [Evidence("", 0, f"{name}: {reason}")],
+        f"on {host or f'node {number}'}, while the job hangs: ncclcheck triage --live; or, for one verdict on all nodes, the same command as here "
+        f"with --node-rank {number}, started on every node within --roll-call-timeout of each other",
+    )
+
+
+def unjudged(paths: Sequence[Path], error: Exception) -> Finding:
+    """The bundles came, and triage of them gave no verdict."""
+    title = f"the bundles of {len(paths)} node{'s' * (len(paths) != 1)} could not be judged: {error or type(error).__name__}"
+    return Finding("insufficient-evidence", title, confidence=0.3, evidence=[Evidence("", 0, title)], remedy=f"ncclcheck triage {paths[0].parent}")
+
+
+def completed(examined: Report, absent: Sequence[Finding]) -> Report:
+    """The verdict on the bundles that came, and after it what is not known of the others: without them nothing is healthy."""
+    if not absent or examined.status is not Outcome.HEALTHY:
+        return replace(examined, findings=[*examined.findings, *absent])
+    return replace(examined, status=Outcome.UNKNOWN, summary=f"{examined.summary}; but {absent[0].title}", findings=[*absent, *examined.findings])
+
+
 async def judge(paths: Sequence[Path]) -> Report:
-    """The verdict on these bundles, by a process of its own: this one has threads and reads no foreign text."""
+    """The verdict on these bundles, by a process of its own: this one has threads and reads no foreign text.
+
+    Raises TimeoutError, or RuntimeError or msgspec.MsgspecError where it gives none.
+    """
     command = [sys.executable, "-m", "ncclcheck", "triage", "--format", "json", *map(str, paths)]
     process = await asyncio.create_subprocess_exec(*command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         async with asyncio.timeout(TRIAGE_BOUND):
             out, errors = await process.communicate()
+    except TimeoutError:
+        raise TimeoutError(f"no verdict in {TRIAGE_BOUND:g} s") from None
     finally:
         if process.returncode is None:
             process.kill()

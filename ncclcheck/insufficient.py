@@ -4,29 +4,60 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from ncclcheck import waits
 from ncclcheck.model import Evidence, Fact, Finding, Run
 
 CONSEQUENCES = ("timeout", "reset", "error", "traceback", "connect", "joined", "ras", "collective-stack", "clock")
 """Kinds of facts that show that something is wrong and not why, the most telling first."""
 MOST_QUOTES = 6
-_RECORDER = "export TORCH_FR_BUFFER_SIZE=2000 TORCH_NCCL_DUMP_ON_TIMEOUT=1 TORCH_FR_DUMP_TEMP_FILE=/tmp/nccl_trace_rank_   # flight recorder"
+_RECORDER = """export TORCH_NCCL_DUMP_ON_TIMEOUT=1 TORCH_FR_BUFFER_SIZE=2000 TORCH_FR_DUMP_TEMP_FILE=/tmp/nccl_trace_rank_   # flight recorder
+export TORCH_NCCL_TRACE_BUFFER_SIZE=2000 TORCH_NCCL_DEBUG_INFO_TEMP_FILE=/tmp/nccl_trace_rank_   # the same for torch before 2.9"""
 
 
 def finding(run: Run) -> Finding:
     """Never says more than the evidence does."""
+    found = waits.of(run)
     where = ", ".join(f"{run.name(rank)} {'in' if step.inside else 'after'} {step.name} #{step.seq}" for rank, step in run.last_steps().items())
+    where = where or _waits(found)
     symptoms = [fact for kind in CONSEQUENCES for fact in run.of(kind)]
     clock = next((str(fact.get("which")) for fact in run.of("clock")), "")
-    known = clock or (f"{_seen(symptoms[0])}, which is a consequence" if symptoms else "no error is in the evidence" if run.facts else "no evidence")
+    known = clock or (
+        f"{_seen(symptoms[0])}, which is a consequence" if symptoms else "no error is in the evidence" if run.facts or run.dumps else _empty(run)
+    )
     quotes = [fact.source for fact in [*symptoms, *run.of("last-line"), *run.facts] if fact.source is not None]
+    quotes = [*(line for wait in found.waits for line in wait.evidence[:2]), *quotes]
     return Finding(
         "insufficient-evidence",
-        f"{known}, and nothing that was seen says why" + (f": {where}" if where else _heard(run)),
+        known + (", and nothing that was seen says why" if run.facts or run.dumps or run.steps else "") + (f": {where}" if where else _heard(run)),
         confidence=0.3,
         evidence=list(dict.fromkeys(quotes))[:MOST_QUOTES] or [Evidence("", 0, f"{known}; {where or 'no rank announced itself'}")],
         remedy="\n".join(_next(run)),
         collect=list(_lacking(run)),
     )
+
+
+def _waits(found: waits.Waits) -> str:
+    """`6 ranks wait in all_reduce #20 of default_pg; nothing is known of ranks 6, 7: look there first`."""
+    if not found.waits:
+        return ""
+    wait = found.held or max(found.waits, key=lambda wait: len(wait.waiting))
+    if not wait.behind and not wait.unknown and len(set(wait.inside.values())) == 1:
+        return f"all {len(wait.waiting)} ranks are in {wait.what or 'the collective'} #{wait.seq} of {wait.group}, nobody is behind"
+    if not wait.behind and not wait.unknown:
+        return f"{len(wait.waiting)} ranks are in different calls of {wait.group}, #{wait.seq} to #{max(wait.inside.values())}"
+    behind = f"; {_ranks(wait.behind)} {'have' if len(wait.behind) > 1 else 'has'} not issued it" if wait.behind else ""
+    return f"{wait}{behind}" + (f"; nothing is known of {_ranks(wait.unknown)}: look there first" if wait.unknown else "")
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    """`ranks 6, 7`; of many the first ones, and how many more there are."""
+    more = f" and {len(ranks) - 8} more" if len(ranks) > 8 else ""
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks[:8]))}{more}"
+
+
+def _empty(run: Run) -> str:
+    """`there is nothing to read in train.log`."""
+    return "there is nothing to read" + (f" in {', '.join(run.sources[:4])}" if run.sources else "")
 
 
 def _seen(fact: Fact) -> str:
@@ -51,7 +82,7 @@ def _heard(run: Run) -> str:
     if not run.ranks:
         return ""
     silent = sorted(set(range(run.world_size or 0)) - set(run.ranks)) if (run.world_size or 0) <= 4096 else []
-    missing = f"; nothing is there of rank{'s' * (len(silent) > 1)} {', '.join(map(str, silent[:8]))}" if silent else ""
+    missing = f"; nothing is there of {_ranks(silent)}" if silent else ""
     return f"; {len(run.ranks)} rank{'s' * (len(run.ranks) > 1)} of {run.world_size or 'an unknown number'} are in the evidence{missing}"
 
 
@@ -66,7 +97,8 @@ def _next(run: Run) -> Iterator[str]:
 def _lacking(run: Run) -> Iterator[str]:
     """What is not in the evidence, as commands for this job."""
     stacks = {fact.rank for fact in run.of("stack")}
-    unseen = [identity for rank, identity in run.ranks.items() if rank not in stacks]
+    first = {rank for wait in waits.of(run).waits for rank in (*wait.behind, *wait.unknown)}
+    unseen = sorted((identity for rank, identity in run.ranks.items() if rank not in stacks), key=lambda identity: identity.rank not in first)
     for identity in unseen[:8]:
         yield f"py-spy dump --pid {identity.pid or 'PID'}   # rank {identity.rank}{f' on {identity.host}' if identity.host else ''}, while it hangs"
     if not run.ranks:

@@ -121,14 +121,26 @@ class Members:
             *(Fact("no-answer", host, fields={"order": type(order).__name__, "seconds": seconds}) for host in silent),
         ]
 
-    async def examine(self, seconds: float) -> list[Fact]:
-        """Have every node bundle what it sees (see `bundles`); a fact of kind "no-answer" for each that could not, or not in time."""
+    async def examine(self, seconds: float) -> dict[int, str]:
+        """Have every node bundle what it sees (see `bundles`); node -> why nothing came of it, for each that could not, or not in time.
+
+        A node that is lost meanwhile does not end it: what the others see is wanted all the more. Raises AgentLost for node 0.
+        """
         self.tell(wire.Examine())
-        await self.until(lambda: self.bundles.done() >= set(self._numbers.values()), seconds)
-        hosts = {number: self._roll.hellos[peer].host for peer, number in self._numbers.items()}
-        late = [number for number in hosts if number not in self.bundles.done()]
-        why = self.bundles.failed | {number: f"nothing came in {seconds:g} s" for number in late}
-        return [Fact("no-answer", hosts[number], fields={"order": "Examine", "seconds": seconds, "reason": why[number]}) for number in sorted(why)]
+        lost: dict[int, str] = {}
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                await self.until(lambda: self.bundles.done() >= set(self._numbers.values()), end - time.monotonic())
+                break
+            except AgentLost as gone:
+                number, reason = gone.args
+                if number == 0:
+                    raise
+                self.drop(number)
+                lost[number] = f"its agent was lost: {reason}"
+        late = {number: f"nothing came in {seconds:g} s" for number in self._numbers.values()}
+        return {number: why for number, why in (late | lost | self.bundles.failed).items() if number not in self.bundles.whole()}
 
     async def publish(self, report: bytes) -> None:
         """Give everybody the report and wait, bounded, until each has it."""

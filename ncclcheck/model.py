@@ -60,11 +60,11 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class RankId:
-    """One rank: its place in the job, and the process that is it."""
+    """One rank: its place in the job, and the process that is it. `local_rank` and `node_rank` are None where nothing says them."""
 
     rank: int
-    local_rank: int = 0
-    node_rank: int = 0
+    local_rank: int | None = None
+    node_rank: int | None = None
     host: str = ""
     pid: int | None = None
     device: Device = field(default_factory=Device)
@@ -196,10 +196,14 @@ class Run:
     facts: Sequence[Fact] = ()
     dumps: Sequence[Dump] = ()  # flight recorders' dumps, of a heap that was read
     sources: Sequence[str] = ()  # the names of what was read
+    _of_kind: dict[str, list[Fact]] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def of(self, kind: str) -> list[Fact]:
-        """The facts of one kind, in the order they were learned."""
-        return [fact for fact in self.facts if fact.kind == kind]
+        """The facts of one kind, in the order they were learned. The list is everybody's: it must not be changed."""
+        if not self._of_kind:
+            for fact in self.facts:
+                self._of_kind.setdefault(fact.kind, []).append(fact)
+        return self._of_kind.get(kind, [])
 
     def last_steps(self) -> dict[int, Step]:
         """The newest step of each rank that announced any."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -29,10 +30,9 @@ def of(run: Run, dumps: Mapping[int, Dump], members: Mapping[Key, Mapping[int, G
     """Every group with the places of those of its members that are known; a watchdog's word counts where there is no dump."""
     result: dict[Key, dict[int, Position]] = {}
     for key, seen in members.items():
-        places = {rank: _of_group(dumps[rank], group) for rank, group in seen.items()}
-        for rank in set(key[1] or ()) & set(dumps) - set(seen):  # its recorder knows nothing of this group: it issued no call there
-            places[rank] = Position(0, None, "", dumps[rank].newest())
-        result[key] = places
+        result[key] = {rank: _of_group(dumps[rank], group) for rank, group in seen.items() if group.countable}
+        for rank in set(key[1] or ()) & dumps.keys() - seen.keys():  # its recorder knows nothing of this group: it issued no call there
+            result[key][rank] = Position(0, None, "", dumps[rank].newest())
     names: dict[str, dict[Key, None]] = {}  # split groups share names
     for key, seen in members.items():
         for group in seen.values():
@@ -41,22 +41,34 @@ def of(run: Run, dumps: Mapping[int, Dump], members: Mapping[Key, Mapping[int, G
     seen_ranks = [rank for rank in [*run.ranks, *(fact.rank for fact in run.of("position") + run.of("timeout"))] if rank is not None]
     largest = max((rank for rank in seen_ranks if rank < (run.world_size or _LARGEST)), default=-1)
     everybody = tuple(range(max(run.world_size or 0, largest + 1))) or None  # where rank 3 speaks there are ranks 0 to 2
+    candidates: dict[str, list[_Candidate]] = {}  # of each name that a line gives to its group
     for fact in [*run.of("position"), *run.of("timeout")]:
-        if fact.rank is None or fact.source is None or message(fact) or (place := _of_fact(fact)) is None:
+        if fact.rank is None or fact.rank in dumps or fact.source is None or message(fact) or (place := _of_fact(fact)) is None:
             continue
-        named = (group_of(run, fact) or "default_pg").replace(")", "").split("(")
-        whole = {"default_pg", "0"} & set(named)
-        known = [key for name in named for key in names.get(name, ())]
-        key = next(
-            (key for key in known if key[1] is None or fact.rank in key[1]), ("default_pg" if whole else named[0], everybody if whole else None)
-        )
-        if fact.rank in dumps or (known and key not in known) or (key[1] is not None and fact.rank not in key[1]):
-            continue
-        old = result.setdefault(key, {}).get(fact.rank)
-        if old is None or (place.enqueued, place.what) > (old.enqueued, old.what):
-            pending = place.pending if old is None or old.pending is None or place.pending is None else min(place.pending, old.pending)
-            result[key][fact.rank] = Position(place.enqueued, pending, place.what or (old.what if old else ""), place.evidence)
-    return result
+        said = group_of(run, fact) or "default_pg"
+        if said not in candidates:
+            named = said.replace(")", "").split("(")
+            default = ("default_pg", everybody) if {"default_pg", "0"} & set(named) else (named[0], None)
+            keys = list(dict.fromkeys(key for name in named for key in names.get(name, ()))) or [default]
+            candidates[said] = [(None if key[1] is None else frozenset(key[1]), result.setdefault(key, {})) for key in keys]
+        for ranks, places in candidates[said]:
+            if ranks is None or fact.rank in ranks:
+                places[fact.rank] = _merged(places.get(fact.rank), place)
+                break
+    return {key: places for key, places in result.items() if places}
+
+
+_Candidate = tuple[frozenset[int] | None, dict[int, Position]]  # members, and the places that are known
+
+
+def _merged(old: Position | None, new: Position) -> Position:
+    """What two lines of one rank say together: the newest call it issued, the oldest it is inside of, and what that one is."""
+    if old is None:
+        return new
+    last = new if (new.enqueued, new.what) > (old.enqueued, old.what) else old
+    pending = last.pending if old.pending is None or new.pending is None else min(old.pending, new.pending)
+    what = next((place.what for place in (last, old, new) if place.what and place.pending == pending), last.what)
+    return Position(last.enqueued, pending, what, last.evidence)
 
 
 def message(fact: Fact) -> bool:
@@ -68,15 +80,27 @@ def group_of(run: Run, fact: Fact) -> str | None:
     """The group that a line names; a time-out without a name belongs to the group in which that rank says next to be at that number."""
     if fact.get("group"):
         return str(fact.get("group"))
-    seq = str(fact.get("seq"))
-    said = [other for other in run.of("position") if other.rank == fact.rank and other.get("group") and other.source and fact.source]
-    same = [other for other in said if (place := _of_fact(other)) is not None and str(place.pending) == seq]
-    return next((str(other.get("group")) for other in sorted(same, key=lambda other: _before(other, fact))), None)
+    same = _said(run).get((fact.rank, str(fact.get("seq")))) if fact.source else None
+    if not same or fact.source is None:
+        return None
+    at = bisect_left(same, (fact.source.file, fact.source.line))
+    return same[at if at < len(same) else 0][2]
 
 
-def _before(other: Fact, fact: Fact) -> bool:
-    assert other.source is not None and fact.source is not None
-    return (other.source.file, other.source.line) < (fact.source.file, fact.source.line)
+_Said = dict[tuple[int | None, str], list[tuple[str, int, str]]]  # (rank, number it is inside of) -> file, line and group, in order
+_last: list[tuple[Run, _Said]] = []  # of the newest run: each of its time-outs asks
+
+
+def _said(run: Run) -> _Said:
+    if not _last or _last[0][0] is not run:
+        said: _Said = {}
+        for fact in run.of("position"):
+            if fact.source and fact.get("group") and (place := _of_fact(fact)) is not None:
+                said.setdefault((fact.rank, str(place.pending)), []).append((fact.source.file, fact.source.line, str(fact.get("group"))))
+        for places in said.values():
+            places.sort()
+        _last[:] = [(run, said)]
+    return _last[0][1]
 
 
 def _of_group(dump: Dump, group: Group) -> Position:

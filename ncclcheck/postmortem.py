@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
+import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ from typing import Any
 from ncclcheck import __version__, assemble, printing, report
 from ncclcheck import triage as rules
 from ncclcheck.evidence import heap
+from ncclcheck.evidence._archives import printable_name
 from ncclcheck.live import Live
-from ncclcheck.model import EXIT_CODES, Report
+from ncclcheck.model import EXIT_CODES, Outcome, Report
 from ncclcheck.options import Options
 from ncclcheck.printing import Usage
 
@@ -26,7 +29,8 @@ def triage(paths: Sequence[str], given: Mapping[str, Any]) -> int:
     """Run `ncclcheck triage`; its exit code. `given` holds the command line's options by name. Raises Usage."""
     printing.check(given)
     if given["live"]:
-        return _live(paths, given)
+        with _ending():
+            return _live(paths, given)
     asked = [f"--{name.replace('_', '-')}" for name in (*ABOUT_NODES, "pid") if given[name] is not None]
     if asked:
         raise Usage(f"{' and '.join(asked)} belong{'s' * (len(asked) == 1)} to --live")
@@ -34,8 +38,11 @@ def triage(paths: Sequence[str], given: Mapping[str, Any]) -> int:
         raise Usage("say what to read: files, folders, archives, or - for standard input; or --live for the jobs that run here")
     for path in paths:
         if path != "-" and not os.path.lexists(path):
-            raise Usage(f"there is no {path}")
-    return _show(_report(paths), given)
+            raise Usage(f"there is no {printable_name(path)!r}")
+        if path != "-" and heap.is_pipe(path):
+            print(f"ncclcheck: {printable_name(path)!r} is a pipe: waiting for what is written into it", file=sys.stderr)
+    with _ending():
+        return _show(_report(paths), given)
 
 
 def collect(pid: int | None, output: str) -> int:
@@ -44,11 +51,30 @@ def collect(pid: int | None, output: str) -> int:
 
     live = Live(sys.stderr, enabled=True)
     try:
-        path = bundle.write(Path(output), pid, live.show)
+        with _ending():
+            path = bundle.write(Path(output), pid, live.show)
     finally:
         live.close()
-    print(path)
+    print(path, flush=True)
     return 0
+
+
+@contextlib.contextmanager
+def _ending() -> Iterator[None]:
+    """While this lasts SIGTERM ends the program in order, with 143; whatever ends it, no command that was started is left."""
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except (SystemExit, KeyboardInterrupt):
+        if patient := sys.modules.get("ncclcheck.collect.patient"):
+            patient.leave()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _live(paths: Sequence[str], given: Mapping[str, Any]) -> int:
@@ -77,9 +103,13 @@ def _live(paths: Sequence[str], given: Mapping[str, Any]) -> int:
 def _with_others(folder: Path, given: Mapping[str, Any]) -> int:
     """The same on every node of a cluster, with one verdict for all."""
     from ncclcheck import session
+    from ncclcheck.collect import patient
 
     options = Options(probes=(), roll_call_timeout=given["roll_call_timeout"], examine=True, examine_pid=given["pid"])
-    return session.take_part(options, folder, {**given, "nproc_per_node": None, "allow_degraded": False}, os.environ)
+    try:
+        return session.take_part(options, folder, {**given, "nproc_per_node": None, "allow_degraded": False}, os.environ)
+    finally:
+        patient.leave()  # where it was interrupted, this node's bundle was still being made
 
 
 def _report(paths: Sequence[str]) -> Report:
@@ -111,5 +141,9 @@ def _report(paths: Sequence[str]) -> Report:
 
 
 def _show(result: Report, given: Mapping[str, Any]) -> int:
-    printing.show(result, given, sys.stdout)
+    try:
+        printing.show(result, given, sys.stdout)
+    except OSError as error:  # a verdict that nobody can read is none
+        print(f"ncclcheck: cannot write the result: {error.strerror}", file=sys.stderr)
+        return EXIT_CODES[Outcome.UNKNOWN]
     return EXIT_CODES[result.status]

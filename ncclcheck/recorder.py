@@ -50,7 +50,10 @@ class Calls:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
-    """A process group as one rank saw it. `enqueued` and `completed` are its last sequence numbers; None = not told."""
+    """A process group as one rank saw it. `enqueued` and `completed` are its last sequence numbers; None = not told.
+
+    `countable` is False where its collectives have no numbers to compare: before torch 2.4, once a ring with sends and receives wrapped.
+    """
 
     name: str
     desc: str
@@ -59,6 +62,7 @@ class Group:
     completed: int | None
     collectives: Calls
     p2p: Calls
+    countable: bool = True
 
     def __str__(self) -> str:
         return self.desc if self.desc not in ("", "undefined") else f"group {self.name}"
@@ -66,18 +70,14 @@ class Group:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dump:
-    """One rank's dump. `whole` means that nothing had been overwritten in its ring when it was written."""
+    """One rank's dump."""
 
     name: str
     rank: int | None
     host: str | None
-    version: str
-    nccl_version: str
     groups: Mapping[str, Group]
     signatures: tuple[Signature, ...]
     sites: Mapping[int, str]  # record -> the user's line that issued it, for some records
-    entries: int
-    whole: bool
 
     def quote(self, calls: Calls, at: int) -> Evidence:
         """One record, in one line."""

@@ -54,6 +54,11 @@ _SHAPES = {
 }
 _SHAPE = re.compile(rf"\b(?:{'|'.join(re.escape(start) + rest for start, rest in _SHAPES.items())})")
 
+# What a short name such as DB_PASS may be followed by, and what stands after it where that is no secret.
+_IS = r"""[\\"']*\s?[=:]\s*[\\"']*"""
+_WORTH = r"""(?![-/$<\[]|[\d.,]{1,4}(?![^\s"',;])|(?i:none|null|true|false)\b)[^\s"'\\]{3,512}"""
+_HOLDERS = "admin|auth|bind|db|email|ftp|http|imap|key|ldap|mail|mongo|mysql|pg|postgres|proxy|rabbitmq|redis|root|smtp|ssh|user"
+
 # Values in a known place: a word that every match contains, in lower case, and the place (`head`) with its value.
 _PLACES = {
     "authorization": r"""(?i)(?P<head>\bauthorization[\\"']*\s*[:=]\s*[\\"']*(?:(?:bearer|basic|token|digest|aws4-\S+)\s+)?)[^"'\\\n]{4,}""",
@@ -65,9 +70,21 @@ _PLACES = {
     "security-token": r"(?i)(?P<head>(?:[?&]|&amp;|\\u0026)x-(?:amz|goog)-security-token=)[\w%+/=.~-]{8,}",
     "accesskeyid=": r"(?i)(?P<head>accesskeyid=)[\w%]{8,}",
     "key=": r"(?i)(?P<head>[?&]key=)[\w-]{20,}",
-    "://": r"""(?P<head>://[^\s/:@"']{0,256}:)[^\s/@"']{1,512}(?=@)""",
+    "://": r"""(?P<head>://[^\s/:@"']{0,256}:)[^\s/"']{1,512}(?=@)""",  # a password may hold an @: the last one ends it
     "@": r"(?P<head>://)(?=[A-Za-z_-]*\d)[\w-]{20,512}(?=@)",
     "login": r"(?P<head>\blogin\s+\S+\s+password\s+)\S+",  # .netrc
+    "login ": r"(?P<head>\b(?:docker|podman|nerdctl|skopeo|buildah|oc|az)\s+login\b[^\n|;]{0,256}?\s-p[\s=]+)\S+",
+    "wandb": r"(?P<head>\bwandb\s+login\s+(?:--\S+\s+){0,4})[0-9a-f]{32,64}\b",
+    "_pass": rf"(?P<head>(?:_PASS|(?i:(?:{_HOLDERS})_pass)){_IS}){_WORTH}",
+    "_pwd": rf"(?P<head>(?:_PWD|(?i:(?:{_HOLDERS})_pwd)){_IS}){_WORTH}",
+    "_jwt": rf"(?i)(?P<head>_jwt{_IS}){_WORTH}",
+    "bindpw": rf"(?i)(?P<head>bindpw(?:{_IS}|\s+)){_WORTH}",
+    "requirepass": rf"""(?i)(?P<head>\brequirepass["']*[=:,\s]\s*["']?){_WORTH}""",
+    "-pass": rf"""(?i)(?P<head>(?<![\w-])--?(?:[\w-]{{0,64}}-)?pass["']*(?:=|,?\s+)["']?){_WORTH}""",
+    "-pwd": rf"""(?i)(?P<head>(?<![\w-])--?(?:[\w-]{{0,64}}-)?pwd["']*(?:=|,?\s+)["']?){_WORTH}""",
+    "sshpass": r"""(?P<head>\bsshpass\s+-p\s*["']?)[^\s"']+""",
+    "mysql": r"""(?P<head>\bmysql(?:dump|admin)?\s(?:[^\n|;]{0,256}?\s)?-p\s*["']?)(?!-)[^\s"']+""",
+    "curl": r"""(?P<head>\bcurl\s(?:[^\n|;]{0,256}?\s)?(?:-[uU]|--(?:proxy-)?user)[\s=]*["']?[^\s:"']{1,128}:)[^\s"']{1,512}""",
     'auth"': r"""(?P<head>"auth\\?"\s*:\s*\\?")[A-Za-z0-9+/=]{8,}""",  # ~/.docker/config.json
     "hooks.slack.com": r"(?P<head>hooks\.slack\.com/services/)[\w/]{16,}",
     "bot": r"(?P<head>\bbot)\d{8,10}:[\w-]{30,}",  # Telegram

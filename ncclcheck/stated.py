@@ -34,7 +34,7 @@ def _of_statement(run: Run, cause: str, statement: Statement, facts: Sequence[Fa
         remedy = _filled(statement.remedy or CAUSES[cause].remedy, same[0], "the rank")
         evidence = [fact.source for fact in same if fact.source][:MOST_QUOTES]
         time = min((fact.time for fact in same if fact.time is not None), default=None)
-        yield Finding(cause, title.replace("{who}", _who(run, culprit, same)), culprit, statement.confidence, evidence, remedy, time=time)
+        yield Finding(cause, title.replace("{who}", _who(run, culprit)), culprit, statement.confidence, evidence, remedy, time=time)
 
 
 def _filled(template: str, fact: Fact, who: str) -> str:
@@ -62,7 +62,7 @@ def _blamed(run: Run, statement: Statement, facts: Sequence[Fact]) -> Culprit:
     )
 
 
-def _who(run: Run, culprit: Culprit, facts: Sequence[Fact]) -> str:
+def _who(run: Run, culprit: Culprit) -> str:
     if culprit.ranks:
         return run.name(culprit.ranks[0]) if len(culprit.ranks) == 1 else f"ranks {', '.join(map(str, culprit.ranks[:8]))}"
-    return culprit.hosts[0] if culprit.hosts else facts[0].source.file if facts[0].source else "the job"
+    return culprit.hosts[0] if culprit.hosts else "a process"

@@ -6,24 +6,62 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ncclcheck import insufficient, registry, stated
+from ncclcheck import attempts, insufficient, registry, stated
 from ncclcheck.causes import CAUSES
 from ncclcheck.model import Culprit, Evidence, Finding, Outcome, ProbeResult, Run, Status, Verdict
 
 UNDECIDED = frozenset({"agent-lost", "insufficient-evidence", "permission-denied", "probe-crashed", "rpc-timeout", "unsafe-input"})
 """Causes that leave the question open: they make a verdict unknown, not not-ready."""
 
+ENDS = frozenset({"rank-killed", "rank-died-exception", "rank-died-oom", "rank-exited-early"})
+"""Causes that name the rank that ended: something that happened elsewhere does not explain them. Other symptoms show at whoever waits."""
+
+GUESS = 0.45  # the most that is given to what an earlier attempt of the job failed of
+SURE = 0.7  # confidence from which a cause explains symptoms that are stated outright
 LIKELY = 0.5  # confidence below which a cause is a guess: it is said, and so is what would decide it
 
 
 def findings(run: Run) -> list[Finding]:
     """The causes found in a run, best first; insufficient-evidence where no rule knows better."""
-    names = registry.names("rules")
-    found = [*reported(run), *(finding for name in names for finding in _guarded(run, name))]
-    causes = {finding.cause for finding in found}
-    explaining = [registry.load("rules", name) for name in names if name.replace("_", "-") in causes]
-    explained = {symptom.replace("_", "-") for rule in explaining for symptom in getattr(rule, "EXPLAINS", ())}
-    return order([finding for finding in found if finding.cause not in explained]) or [insufficient.finding(run)]
+    alive, now = attempts.newest(run)
+    found = _found(now)
+    if now is not alive:  # what ended an earlier attempt is a guess at most
+        earlier = [finding for finding in _found(alive) if (finding.cause, finding.title) not in {(other.cause, other.title) for other in found}]
+        found += [replace(finding, confidence=min(finding.confidence, GUESS)) for finding in earlier]
+    return order(_unexplained(found)) or [insufficient.finding(now)]
+
+
+def _found(run: Run) -> list[Finding]:
+    """What all rules find."""
+    return [*reported(run), *(finding for name in registry.names("rules") for finding in _guarded(run, name))]
+
+
+def _unexplained(found: Sequence[Finding]) -> list[Finding]:
+    """The findings without the symptoms of others. Of two that explain each other and are as sure, the first is kept."""
+    ordered = sorted(found, key=lambda finding: -finding.confidence)
+    return [
+        symptom
+        for index, symptom in enumerate(ordered)
+        if not any(_explains(cause, symptom) and (at < index or not _explains(symptom, cause)) for at, cause in enumerate(ordered))
+    ]
+
+
+def _explains(cause: Finding, symptom: Finding) -> bool:
+    """Whether one finding is why there is the other: its rule says so, it is as sure or sure enough, and an end elsewhere is another end."""
+    rule = registry.load("rules", cause.cause.replace("-", "_"))
+    return (
+        symptom.cause.replace("-", "_") in getattr(rule, "EXPLAINS", ())
+        and cause.confidence >= min(symptom.confidence, SURE)
+        and (symptom.cause not in ENDS or _meet(cause.culprit, symptom.culprit))
+    )
+
+
+def _meet(one: Culprit, other: Culprit) -> bool:
+    """Whether two culprits may be the same: they share a rank, or a host where ranks are unknown, or one of them names nobody."""
+    for mine, its in ((one.ranks, other.ranks), (one.hosts, other.hosts)):
+        if mine and its:
+            return not set(mine).isdisjoint(its)
+    return True
 
 
 def of_rule(run: Run, name: str) -> list[Finding]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from ncclcheck import positions, recorder
+from ncclcheck.edges import Edges
 from ncclcheck.model import Evidence, Run
 from ncclcheck.positions import Position
 from ncclcheck.recorder import COMPLETED, Dump, Group, Key, Signature
@@ -66,7 +66,6 @@ class Waits:
 
 
 Places = Mapping[Key, Mapping[int, Position]]
-Edges = dict[int, set[int]]  # rank -> the ranks it waits for
 
 
 _last: list[tuple[Run, Waits]] = []  # the newest answer: many rules ask about the same run
@@ -93,29 +92,27 @@ def _of(run: Run) -> Waits:
     sending |= {fact.rank for fact in run.of("timeout") if fact.rank is not None and positions.message(fact)}
     waiting = frozenset(sending | {rank for places in groups.values() for rank, place in places.items() if place.pending is not None})
     known = {rank for places in groups.values() for rank in places} | set(dumps)
-    edges = _edges(groups)
-    for message in messages:
-        if message.other is None:
-            edges.setdefault(message.rank, set()).add(message.peer)
+    edges = Edges(groups.values(), ((message.rank, message.peer) for message in messages if message.other is None))
+    heads = _heads(groups)
     waited = {rank for wait in waits for rank in wait.behind} | {message.peer for message in messages if message.other is None}
     idle = () if stale else tuple(sorted(rank for rank in waited - waiting if rank in known))
-    circle = () if stale or idle else _circle(edges)
-    explained = [any(edges.get(rank) for rank in wait.behind) for wait in waits]  # its members wait elsewhere: so the end of the chain is there
+    circle = () if stale or idle else edges.circle()
+    explained = [not edges.waiting.isdisjoint(wait.behind) for wait in waits]  # its members wait elsewhere: so the end of the chain is there
     unknown = {rank for wait, elsewhere in zip(waits, explained, strict=True) if not elsewhere for rank in wait.unknown}
     unknown |= {rank for rank in waited if rank not in known}
-    absent = () if stale or idle or circle else tuple(sorted(unknown - waiting))
-    if not (stale or idle or circle or absent):
-        circle = _circle(_queued(groups, edges))
+    unknown = set() if stale or idle or circle else unknown - waiting
+    if not (stale or idle or circle or unknown):
+        circle = edges.circle(_queued(groups, heads, edges))
     return Waits(
         waits,
         messages,
         waiting,
         idle,
-        absent,
+        tuple(sorted(unknown - dumps.keys())),
         circle,
-        _odd(circle, edges),
+        edges.odd(circle),
         tuple(sorted(stale)),
-        None if stale or idle or circle or absent else _held(of_key, _heads(groups), edges),
+        None if stale or idle or circle or unknown else _held(of_key, heads, edges),
         _most_telling(groups),
     )
 
@@ -125,28 +122,16 @@ def _shared(places: Mapping[int, Position]) -> int:
     return max((place.shared for place in places.values()), default=0)
 
 
-def _edges(groups: Places) -> Edges:
-    """Who waits for whom to issue a call."""
-    edges: Edges = {}
-    for places in groups.values():
-        for pending in {place.pending for place in places.values() if place.pending is not None}:
-            behind = {rank for rank, place in places.items() if place.enqueued < pending}
-            for rank, place in places.items():
-                if place.pending == pending:
-                    edges.setdefault(rank, set()).update(behind)
-    return edges
-
-
-def _queued(groups: Places, edges: Edges) -> Edges:
-    """Also who waits for whom to begin a call that stands behind another one there."""
-    heads = _heads(groups)
-    result = {rank: set(peers) for rank, peers in edges.items()}
-    for rank, key in heads.items():
-        pending = groups[key][rank].pending
-        for peer, place in groups[key].items():
-            if place.pending == pending and (heads[peer] != key or place.record is None) and rank in edges.get(peer, ()):
-                result.setdefault(rank, set()).add(peer)
-    return result
+def _queued(groups: Places, heads: Mapping[int, Key], edges: Edges) -> Iterator[tuple[int, int]]:
+    """Who waits for whom to begin a call that stands behind another one there."""
+    for key, places in groups.items():
+        later: dict[int, list[int]] = {}
+        for rank, place in places.items():
+            if place.pending is not None and (heads[rank] is not key or place.record is None) and rank in edges.waiting:
+                later.setdefault(place.pending, []).append(rank)
+        for rank, place in places.items():
+            if place.pending is not None and heads[rank] is key and rank in edges.waited:
+                yield from ((rank, peer) for peer in later.get(place.pending, ()) if edges.between(peer, rank))
 
 
 def _heads(groups: Places) -> dict[int, Key]:
@@ -160,27 +145,10 @@ def _heads(groups: Places) -> dict[int, Key]:
     return {rank: key for rank, (_, key) in oldest.items()}
 
 
-def _circle(edges: Edges) -> tuple[int, ...]:
-    """The ranks that wait for each other: what remains when first who waits for nobody, then whom nobody waits for, is taken away again and again."""
-    left = dict(edges)
-    while ends := [rank for rank, peers in left.items() if not peers & left.keys()]:
-        for rank in ends:
-            del left[rank]
-    while (waited := set().union(*left.values())) and (starts := left.keys() - waited):
-        for rank in starts:
-            del left[rank]
-    return tuple(sorted(left))
-
-
-def _odd(circle: Sequence[int], edges: Edges) -> int | None:
-    counts = Counter(peer for peers in edges.values() for peer in peers if peer in circle).most_common(2)
-    return counts[0][0] if counts and (len(counts) == 1 or counts[0][1] > counts[1][1]) else None
-
-
 def _held(waits: Mapping[Key, Wait], heads: Mapping[int, Key], edges: Edges) -> Wait | None:
     """The oldest call of all who wait for nobody to issue theirs, if it is one and the same."""
-    keys = {key for rank, key in heads.items() if not edges.get(rank)}
-    wait = waits[keys.pop()] if len(keys) == 1 else None
+    keys = {id(key): key for rank, key in heads.items() if rank not in edges.waiting}  # by id: to hash the members for every rank is slow
+    wait = waits[keys.popitem()[1]] if len(keys) == 1 else None
     return None if wait is None or wait.behind or wait.unknown else wait
 
 

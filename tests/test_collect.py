@@ -233,18 +233,22 @@ def test_what_a_process_writes_into_a_pipe_is_left_in_it(hang: Hang) -> None:
     code = "import sys; print('for its reader', flush=True); sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         until(lambda: (state := processes.read(process.pid)) and state.state == "S", 10, "the line written")
-        assert list(files.logs([replace(hang.ranks[1], pid=process.pid, environ={})])) == []
+        (entry,) = files.logs([replace(hang.ranks[1], pid=process.pid, environ={})])
+        assert isinstance(entry, Missing) and entry.what == f"stdout of process {process.pid}" and "kubectl logs" in entry.remedy
         out, _ = process.communicate()
     assert out == b"for its reader\n"
 
 
-def test_of_a_long_log_the_end_is_taken_in_whole_lines_and_a_shared_one_is_nobodys(hang: Hang, tmp_path: Path) -> None:
+def test_of_a_long_log_both_ends_are_taken_in_whole_lines_and_a_shared_one_is_nobodys(hang: Hang, tmp_path: Path) -> None:
     path = tmp_path / "long.log"
     path.write_bytes(b"".join(b"line %09d of a long log\n" % number for number in range(300_000)))
     ranks = [replace(member, environ={"NCCL_DEBUG_FILE": str(path)}) for member in hang.ranks.values()]
     (log,) = [item for item in files.logs(ranks) if isinstance(item, Taken) and ".nccl." in item.name]
-    assert isinstance(log.data, str) and files.TAIL - 100 < len(log.data) <= files.TAIL
-    assert log.data.startswith("line ") and log.data.endswith("line 000299999 of a long log\n")
+    assert isinstance(log.data, str) and files.HEAD + files.TAIL - 100 < len(log.data) <= files.HEAD + files.TAIL + 100
+    assert log.data.startswith("line 000000000 of") and log.data.endswith("line 000299999 of a long log\n")
+    (cut,) = [line for line in log.data.splitlines() if not re.fullmatch(r"line \d{9} of a long log", line)]
+    left_out = path.stat().st_size - len(log.data) + len(cut) + 1
+    assert cut == f"[ncclcheck: {left_out} bytes are left out here]"
     assert ".rank" not in log.name and str(path) in log.origin and "the last" in log.origin
 
 

@@ -48,7 +48,7 @@ def issued(dump: Dump) -> list[str]:
 def test_a_dump_tells_groups_members_sequence_and_states() -> None:
     dump = read(document([entry(1), entry(2, "broadcast"), entry(3, state="scheduled")]))
     group = dump.groups["0"]
-    assert (dump.rank, dump.version, str(group), group.ranks, group.enqueued) == (1, "2.10", "default_pg", (0, 1, 2), 3)
+    assert (dump.rank, str(group), group.ranks, group.enqueued) == (1, "default_pg", (0, 1, 2), 3)
     assert issued(dump) == ["all_reduce", "broadcast", "all_reduce"]
     assert list(group.collectives.seqs) == [1, 2, 3] and list(group.collectives.states) == [COMPLETED, COMPLETED, SCHEDULED]
 
@@ -86,6 +86,13 @@ def test_old_dumps_number_all_calls_alike_and_their_collectives_are_counted() ->
     ]
     dump = read({"version": "1.5", "pg_config": {"0": {"ranks": [0, 1, 2]}}, "entries": old})
     assert list(dump.groups["0"].collectives.seqs) == [1, 2] and list(dump.groups["0"].p2p.seqs) == [2]
+
+
+def test_an_old_dump_that_forgot_its_first_calls_has_no_numbers_that_could_be_compared() -> None:
+    names = ("nccl:send 1->2", "nccl:all_reduce", "nccl:all_reduce")
+    late = [{"seq_id": seq, "profiling_name": name, "process_group": ("0", "")} for seq, name in enumerate(names, 2000)]
+    group = read({"version": "1.5", "pg_config": {"0": {"ranks": [0, 1, 2]}}, "entries": late}).groups["0"]
+    assert not group.countable and not len(group.collectives) and list(group.p2p.seqs) == [2000]
 
 
 def test_the_operations_of_a_batch_are_one_call_and_its_end_is_none() -> None:
@@ -169,7 +176,7 @@ def test_lists_that_hold_each_other_a_thousandfold_take_no_memory() -> None:
     for _ in range(60):
         bomb = [bomb, bomb]
     dump = read(document([entry(1, input_sizes=bomb), entry(2, output_dtypes=bomb, process_group=bomb)]))
-    assert dump.entries == 2
+    assert dump.newest().line == 2
 
 
 _ANYTHING = st.recursive(
@@ -246,7 +253,7 @@ def test_of_a_long_dump_the_newest_records_are_read_and_keep_their_places(protoc
     assert short is not None and len(short) < len(data) / 3
     dump = flight_recorder.read(data, "nccl_trace_rank_1")
     calls = dump.groups["0"].collectives
-    assert (dump.entries, len(calls)) == (3000, _newest.NEWEST)
+    assert (dump.newest().line, len(calls)) == (3000, _newest.NEWEST)
     assert (calls.seqs[-1], calls.records[-1], calls.records[0]) == (first + 3000, 3000, 3001 - _newest.NEWEST)
     assert dump.quote(calls, len(calls) - 1).line == 3000
 
@@ -254,11 +261,11 @@ def test_of_a_long_dump_the_newest_records_are_read_and_keep_their_places(protoc
 def test_a_long_dump_whose_records_do_not_follow_each_other_is_read_whole() -> None:
     entries = long(1000) + long(1000, first=5000)
     dump = flight_recorder.read(pickle.dumps(document(entries[:1500] + entries[1700:]), 2), "nccl_trace_rank_1")
-    assert dump.entries == len(entries) - 200
-    assert dump.groups["0"].collectives.records[-1] == dump.entries
+    assert dump.newest().line == len(entries) - 200
+    assert dump.groups["0"].collectives.records[-1] == dump.newest().line
 
 
 @pytest.mark.parametrize("protocol", [4, 5])
 def test_a_long_dump_that_is_written_in_another_way_is_read_whole(protocol: int) -> None:
     dump = flight_recorder.read(pickle.dumps(document(long(1500)), protocol), "nccl_trace_rank_1")
-    assert (dump.entries, len(dump.groups["0"].collectives)) == (1500, 1500)
+    assert (dump.newest().line, len(dump.groups["0"].collectives)) == (1500, 1500)

@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import tarfile
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -158,6 +157,22 @@ def test_links_are_not_followed_out_of_a_folder(tmp_path: Path) -> None:
     assert found(readings) == set()
     assert sorted(readings) == ["out.log", "rank0.log", "up"]
     assert "outside" in readings["out.log"].problem and "outside" in readings["up"].problem
+
+
+LIST_PROBLEMS = """
+import os
+from ncclcheck.evidence import heap
+if os.getuid() == 0:
+    os.setuid(65534)
+for each in heap._under(["/proc/1"]):
+    if isinstance(each, heap.Reading):
+        print(each.name, each.problem, sep="|")
+"""
+
+
+def test_a_link_that_may_not_be_read_costs_a_line(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", LIST_PROBLEMS], capture_output=True, text=True, timeout=20, check=True)
+    assert {f"{name}|where the link leads cannot be read: Permission denied" for name in ("cwd", "exe", "root")} <= set(done.stdout.splitlines())
 
 
 def test_what_may_not_be_read_or_has_vanished_costs_a_line_each(tmp_path: Path) -> None:
@@ -365,11 +380,9 @@ def test_standard_input_that_is_a_terminal_may_be_pasted_into() -> None:
     assert out == b"- 1\n"
 
 
-def test_a_page_of_log_answers_within_half_a_second(tmp_path: Path) -> None:
+def test_a_page_of_log_is_answered_without_torch_and_what_only_a_cluster_needs(tmp_path: Path) -> None:
     Path(tmp_path, "page.log").write_bytes(b"fine\n" * 60 + LINE)
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "ncclcheck", "triage", "page.log"], cwd=tmp_path, capture_output=True, timeout=20, check=False)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.5, seconds
+    script = "import sys; from ncclcheck.cli import main\ntry: main()\nfinally: print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", script, "triage", "page.log"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert {"torch", "vllm", "zmq", "pyroute2", "pynvml"}.isdisjoint(done.stderr.split())

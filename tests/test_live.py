@@ -85,10 +85,28 @@ def test_what_is_quoted_of_a_live_job_stands_in_the_bundle_that_is_kept(hosts: T
 
 
 @pytest.mark.slow
-def test_a_node_that_does_not_come_is_named_and_nothing_hangs(hosts: TwoHosts) -> None:
-    node = hosts.start(hosts.a, "triage", "--live", "--nnodes", "2", "--master", "10.77.0.1", "--roll-call-timeout", "2s", "--format", "json")
-    assert node.wait(30) == 1
-    assert node.report["findings"][0]["cause"] == "missing-rank-at-rendezvous" and "node 1" in node.report["summary"]
+def test_without_a_node_that_does_not_come_the_others_are_judged_and_it_is_named(hosts: TwoHosts, hung: list[subprocess.Popen[bytes]]) -> None:
+    words = ("triage", "--live", "--nnodes", "2", "--master", "10.77.0.1", "--roll-call-timeout", "2s", "--format", "json")
+    node = hosts.start(hosts.a, *words, "--pid", str(hung[0].pid))
+    assert node.wait(60) == 3, node.out + node.err  # one rank that waits does not say for whom
+    *found, last = node.report["findings"]
+    assert any(finding["cause"] == "insufficient-evidence" and finding["evidence"] for finding in found)
+    assert last["cause"] == "agent-lost" and last["title"].startswith("nothing is known of node 1: ")
+    assert "ncclcheck triage --live" in last["remedy"] and "ncclcheck probe" not in node.out
+    assert [rank["rank"] for rank in node.report["ranks"]] == [0]
+
+
+@pytest.mark.slow
+def test_what_came_before_a_node_was_lost_is_judged(hosts: TwoHosts, hung: list[subprocess.Popen[bytes]]) -> None:
+    words = ("triage", "--live", "--nnodes", "2", "--master", "10.77.0.1", "--format", "json")
+    lost = hosts.start(hosts.b, *words, "--pid", str(hung[1].pid))
+    stays = hosts.start(hosts.a, *words, "--pid", str(hung[0].pid))
+    until(lambda: "looking at the jobs on every node" in stays.err, 60, "the roll call's end")
+    lost.kill()
+    assert stays.wait(120) in (1, 3), stays.out + stays.err  # its bundle may have come before
+    assert [entry["host"] for entry in stays.report["nodes"]] == ["node-a", "node-b"]
+    assert 0 in [rank["rank"] for rank in stays.report["ranks"]]
+    assert stays.report["run"]["directory"] and all(rank.poll() is None for rank in hung)
 
 
 @pytest.mark.parametrize("words", ["--live somewhere", "--pid 1 somewhere", "--nnodes 2 somewhere", ""])

@@ -86,6 +86,28 @@ PRIVATE_KEY = f"-----BEGIN PRIVATE KEY-----\n{KEY_BODY}-----END PRIVATE KEY-----
         f"read {JWT} from /var/run/secrets",
         f"API-KEY={SECRET}",
         f"password={SECRET}&user=x",
+        f"./train --db-pass {SECRET} --epochs 3",
+        f"['./train', '--db-pass', '{SECRET}']",
+        f"./train --pwd={SECRET}",
+        f"sshpass -p {SECRET} ssh gpu-2",
+        f"sshpass -p'{SECRET}' ssh gpu-2",
+        f"mysql -h db -u me -p{SECRET} runs",
+        f"mysqldump -p {SECRET} runs",
+        f"docker login -u me -p {SECRET} nvcr.io",
+        f"DB_PASS={SECRET}",
+        f"export SMTP_PASS='{SECRET}'",
+        f"smtp_pass: {SECRET}",
+        f"REDIS_PWD={SECRET}",
+        f"BINDPW {SECRET}",
+        f"ldap bindpw={SECRET}",
+        f"requirepass {SECRET}",
+        f"redis-server --requirepass {SECRET}",
+        f"curl -u me:{SECRET} https://host/x",
+        f"curl -s --user 'me:{SECRET}' https://host/x",
+        f"wandb login {HEX}",
+        f"wandb login --relogin {HEX}",
+        f"SERVICE_JWT={SECRET}",
+        f"postgresql://me:p@{SECRET}@db.example:5432/x",
     ],
 )
 def test_a_secret_is_masked(text: str) -> None:
@@ -153,6 +175,11 @@ def test_a_private_key_of_which_a_log_holds_only_the_end_or_only_the_beginning_i
         "gpu-07:811:902 [3] NCCL INFO comm 0x55d0c0 rank 3 nranks 8 commId 0x9a3b2c1d4e5f6071 - Init COMPLETE",
         "risk-assessment-of-a-long-hyphenated-name and task-sk-1",
         "GPU UUID: GPU-5f2c8b1e-0d3a-4c7b-9e6f-1a2b3c4d5e6f",
+        "OLDPWD=/root PWD=/workspace/run SUBMIT_PWD=/home/me",
+        "forward_pass: compiled, backward_pass=eager, single-pass mode, --num-pass 3",
+        "mkdir -p /tmp/x; ssh -p 2222 gpu-2; curl -fsSL http://10.0.0.1:8000/v1/models",
+        "wandb: Run `wandb login` to log in; wandb login required",
+        "tcp://10.0.0.1:29500 rank0@gpu-1",
     ],
 )
 def test_ordinary_text_stays_as_it_is(text: str) -> None:
@@ -175,7 +202,25 @@ def test_letters_whose_lower_case_is_longer_hide_nothing() -> None:
 
 @pytest.mark.parametrize(
     "piece",
-    ["a-", "eyJ", "token=", 'token="', "--token ", "://a", "-", "basic ", "login a ", "-----BEGIN PRIVATE KEY-----", "A\n-----END PRIVATE KEY\n"],
+    [
+        "a-",
+        "curl ",
+        "curl -u a",
+        "mysql -",
+        "docker login ",
+        "--pass-",
+        "://a:",
+        "eyJ",
+        "token=",
+        'token="',
+        "--token ",
+        "://a",
+        "-",
+        "basic ",
+        "login a ",
+        "-----BEGIN PRIVATE KEY-----",
+        "A\n-----END PRIVATE KEY\n",
+    ],
 )
 def test_no_text_takes_more_than_a_few_seconds_for_a_megabyte(piece: str) -> None:
     text = piece * (500_000 // len(piece))

@@ -150,7 +150,7 @@ def test_the_speaker_is_found_in_bounded_time_whatever_stands_before_a_line() ->
             line = (piece * _chunks.LONGEST_LINE)[: _chunks.LONGEST_LINE] + tail
             start = time.perf_counter()
             places.of_line(line)
-            assert time.perf_counter() - start < 1.0, piece
+            assert time.perf_counter() - start < 5.0, piece  # a bound against endless backtracking, not a measurement
 
 
 def test_a_heading_says_who_speaks_below_it() -> None:

@@ -178,6 +178,55 @@ def test_a_roll_call_that_is_interrupted_ends_at_once(number: signal.Signals, co
     assert job.out == ""
 
 
+COLLECT_WITH_A_SLOW_COMMAND = """
+import sys
+from ncclcheck import postmortem
+from ncclcheck.collect import bundle, patient
+
+bundle._sources = lambda members: (("a slow command", 60.0, lambda: [patient.output(("sleep", "60"), 60.0)]),)
+sys.exit(postmortem.collect(None, "bundles"))
+"""
+
+
+def test_a_bundle_that_is_interrupted_leaves_no_file_and_no_command(tmp_path: Path, mark: str) -> None:
+    job = Job(tmp_path, "-c", COLLECT_WITH_A_SLOW_COMMAND, command=(sys.executable,), env={"NCCLCHECK_TEST": mark})
+    try:
+        until(lambda: any(words[0] == b"sleep" for words in carrying(mark).values()), 30, "the command")
+        job.process.send_signal(signal.SIGTERM)
+        assert job.wait(5) == 143
+    finally:
+        job.kill()
+    assert (job.out, job.err) == ("", "")
+    assert os.listdir(tmp_path / "bundles") == []
+
+
+def test_who_waits_for_a_pipes_writer_says_so_and_can_be_interrupted(tmp_path: Path, mark: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    job = Job(tmp_path, "triage", "pipe", env={"NCCLCHECK_TEST": mark})
+    try:
+        until(lambda: handles(job.process.pid, signal.SIGTERM), 20, "its signal handler")
+        job.process.send_signal(signal.SIGTERM)
+        assert job.wait(5) == 143
+    finally:
+        job.kill()
+    assert job.err == "ncclcheck: 'pipe' is a pipe: waiting for what is written into it\n" and job.out == ""
+
+
+@pytest.mark.parametrize("words", ["triage a.log", "list", "explain rank"])
+def test_what_cannot_be_written_is_said_and_is_no_success(words: str, tmp_path: Path) -> None:
+    (tmp_path / "a.log").write_text("hello\n")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "ncclcheck", *words.split()], cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert (done.returncode, done.stderr.count("\n")) == (3, 1) and "No space left on device" in done.stderr
+
+
+def test_a_name_that_is_not_there_reaches_the_terminal_without_its_control_characters(tmp_path: Path) -> None:
+    done = ncclcheck(tmp_path, "triage", "gone\x1b[31m")
+    assert (done.returncode, done.stdout) == (2, "") and "\x1b" not in done.stderr and "gone" in done.stderr
+
+
 def handles(pid: int, number: signal.Signals) -> bool:
     """Whether a process has a handler for a signal."""
     status = Path(f"/proc/{pid}/status").read_text()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import random
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from test_flight_recorder import entry
 
-from ncclcheck import recorder, waits
+from ncclcheck import insufficient, recorder, waits
+from ncclcheck.edges import Edges
 from ncclcheck.evidence import flight_recorder
 from ncclcheck.model import Evidence, Fact, Run
+from ncclcheck.positions import Position
 from ncclcheck.recorder import Dump
 from ncclcheck.rules import collective_mismatch, gpu_kernel_stuck, p2p_mismatch, rank_stuck_in_python
 
@@ -231,3 +235,60 @@ def test_members_that_sit_in_different_calls_that_all_have_issued_differ_and_nob
 def test_logs_alone_blame_none_of_two_ranks_that_are_behind() -> None:
     """One of them may receive from the other: logs tell nothing of messages."""
     assert not rank_stuck_in_python.check(run(facts=[position(rank, 9 if rank < 2 else 7, 7) for rank in WORLD]))
+
+
+def test_a_rank_whose_old_ring_wrapped_is_neither_behind_nor_absent_nor_held() -> None:
+    old = [{"seq_id": 2000 + at, "profiling_name": name, "process_group": ["0", ""]} for at, name in enumerate(("nccl:send 2->3", "nccl:all_reduce"))]
+    found = waits.of(run(*(dumped(rank, calls("all_reduce", "all_reduce", done=1)) for rank in (0, 1, 3)), dumped(2, old)))
+    assert [wait.unknown for wait in found.waits] == [(2,)]
+    assert not found.idle and not found.absent and found.held is None
+
+
+def test_the_operation_of_a_time_out_is_known_also_where_a_newer_call_was_issued_after_it() -> None:
+    late = Fact("timeout", rank=0, fields={"seq": 8, "op": "ALLREDUCE", "group": "default_pg"}, source=Evidence("rank0.log", 2, "Watchdog caught"))
+    for facts in ([position(0, 9, 7), late], [late, position(0, 9, 7)]):
+        (wait,) = waits.of(run(facts=facts)).waits
+        assert (wait.what, wait.seq) == ("allreduce", 8)
+
+
+def test_thousands_of_ranks_inside_as_many_different_calls_are_judged_in_a_moment() -> None:
+    """In time and memory of their number, not of the number of their pairs."""
+    many = run(facts=[position(rank, rank + 2, rank) for rank in range(20_000)], world=20_000)
+    begun = time.process_time()
+    found = waits.of(many)
+    assert time.process_time() - begun < 5 and len(found.waiting) == 20_000 and not found.circle
+
+
+def test_of_the_groups_in_a_circle_the_edges_are_those_of_all_pairs() -> None:
+    rng = random.Random(7)
+    line = Evidence("x", 1, "x")
+    for _ in range(300):
+        groups = []
+        for _ in range(rng.randint(1, 4)):
+            members = rng.sample(range(8), rng.randint(2, 8))
+            places = {rank: rng.randint(0, 4) for rank in members}
+            groups.append({rank: Position(last, rng.choice([None, *range(1, last + 1)]), "", line) for rank, last in places.items()})
+        lone = {(a, b) for a, b in (rng.sample(range(8), 2) for _ in range(rng.randint(0, 2)))}
+        pairs = lone | {
+            (a, b) for group in groups for a in group for b in group if (pending := group[a].pending) is not None and group[b].enqueued < pending
+        }
+        edges = Edges(groups, lone)
+        assert edges.waiting == {a for a, _ in pairs} and edges.waited == {b for _, b in pairs}
+        assert all(edges.between(a, b) == ((a, b) in pairs) for a in range(8) for b in range(8))
+        left = set(range(8))
+        while ends := {rank for rank in left if not any((rank, peer) in pairs for peer in left)}:
+            left -= ends
+        while ends := {rank for rank in left if not any((peer, rank) in pairs for peer in left)}:
+            left -= ends
+        assert edges.circle() == tuple(sorted(left))
+        counts = sorted(((sum((a, rank) in pairs for a in range(8)), rank) for rank in left), reverse=True)
+        tied = len(counts) > 1 and counts[0][0] == counts[1][0]
+        assert edges.odd(left) == (counts[0][1] if counts and not tied else None)
+
+
+def test_the_answer_that_knows_no_cause_says_where_to_look_first() -> None:
+    title = insufficient.finding(run(*(dumped(rank, calls("all_reduce", "all_reduce", done=1)) for rank in (0, 1)))).title
+    assert "2 ranks wait in all_reduce [64] Float #2 of group 0; nothing is known of ranks 2, 3: look there first" in title
+    title = insufficient.finding(run(facts=[position(rank, 9, 8) for rank in WORLD])).title
+    assert "all 4 ranks are in the collective #9 of default_pg, nobody is behind" in title
+    assert "there is nothing to read in a.log" in insufficient.finding(Run(sources=("a.log",))).title

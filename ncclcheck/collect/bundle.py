@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import io
 import json
 import os
@@ -56,6 +57,8 @@ def write(folder: Path, pid: int | None, progress: Progress) -> Path:
     stem = f"ncclcheck-{_place()}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     partial_ = folder / f".{stem}.{os.getpid()}.partial"
     folder.mkdir(parents=True, exist_ok=True)
+    left = partial(partial_.unlink, missing_ok=True)
+    atexit.register(left)  # where this runs in a thread that nobody waits for, the clean-up below is not reached
     try:
         with open(os.open(partial_, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
 
@@ -67,7 +70,8 @@ def write(folder: Path, pid: int | None, progress: Progress) -> Path:
             _collect(add, pid, progress)
         return _named(partial_, stem)
     finally:
-        partial_.unlink(missing_ok=True)
+        left()
+        atexit.unregister(left)
 
 
 def _named(path: Path, stem: str) -> Path:

@@ -13,29 +13,36 @@ from typing import BinaryIO
 from ncclcheck.collect.jobs import Member
 from ncclcheck.collect.taken import Item, Missing, Taken, refused
 
-TAIL = 4 << 20  # bytes of each log that are taken, from its end
+HEAD = 1 << 20  # bytes of each log that are taken, from its beginning: versions, settings, who is who
+TAIL = 4 << 20  # and from its end
 _LARGEST_DUMP = 64 << 20  # bytes
 _MOST_DUMPS = 64
 _STREAMS = {1: "stdout", 2: "stderr"}
+_READERS = "kubectl logs POD > POD.log; or docker logs CONTAINER > CONTAINER.log 2>&1; or the file that tee, srun or the launcher writes"
 
 
 def logs(members: Sequence[Member]) -> Iterator[Item]:
-    """`log.*`: the end of each regular file that is a process's stdout, stderr, NCCL_DEBUG_FILE or error file; each once.
+    """`log.*`: the beginning and end of each regular file that is a process's stdout, stderr, NCCL_DEBUG_FILE or error file; each once.
 
-    A file into which several processes write is named after none of them.
+    A file into which several processes write is named after none of them. What goes into a pipe is for its reader to give.
     """
     writers: dict[tuple[int, int], list[tuple[Member, str, str]]] = {}
+    piped: dict[str, list[str]] = {}  # pipe -> the streams that go into it
     for member in members:
         for path, stream in _log_paths(member).items():
             try:
                 with _regular(path) as file:
                     status = os.fstat(file.fileno())
             except (FileNotFoundError, _NotAFile):
+                if _is_pipe(path):
+                    piped.setdefault(os.readlink(path), []).append(f"{stream} of process {member.pid}")
                 continue
             except OSError as error:
                 yield refused(f"{stream} of process {member.pid}", error)
                 continue
             writers.setdefault((status.st_dev, status.st_ino), []).append((member, stream, path))
+    for streams in piped.values():
+        yield Missing(", ".join(streams), "it goes into a pipe, whose reader keeps it", _READERS)
     for found in writers.values():
         member, stream, path = found[0]
         label = member.label if len({writer.pid for writer, _, _ in found}) == 1 else member.host.replace("/", "_")
@@ -43,14 +50,16 @@ def logs(members: Sequence[Member]) -> Iterator[Item]:
             origin = os.readlink(path) if os.path.islink(path) else path
             with _regular(path) as file:
                 size = file.seek(0, os.SEEK_END)
-                file.seek(max(0, size - TAIL))
-                data = file.read(TAIL)
+                file.seek(0)
+                data = file.read(min(size, HEAD + TAIL))
+                if size > HEAD + TAIL:
+                    file.seek(size - TAIL)
+                    data = _joined(data[:HEAD], file.read(TAIL), size)
         except OSError as error:
             yield refused(f"{stream} of process {member.pid}", error)
             continue
-        if size > TAIL:
-            data = data.partition(b"\n")[2]  # a line without its beginning could hide a secret's name
-            origin += f" (the last {len(data)} of {size} bytes)"
+        if size > HEAD + TAIL:
+            origin += f" (the first and the last of {size} bytes)"
         if data:
             yield Taken(f"log.{label}.{stream}.log", data.decode("utf-8", "replace"), origin)
 
@@ -97,6 +106,19 @@ def _regular(path: str) -> BinaryIO:
         file.close()
         raise _NotAFile
     return file
+
+
+def _is_pipe(path: str) -> bool:
+    try:
+        return stat.S_ISFIFO(os.stat(path).st_mode) and os.path.islink(path)
+    except OSError:
+        return False
+
+
+def _joined(head: bytes, tail: bytes, size: int) -> bytes:
+    """Both ends of a log in whole lines: a line without its beginning could hide a secret's name."""
+    head, tail = head[: head.rfind(b"\n") + 1], tail.partition(b"\n")[2]
+    return b"%s[ncclcheck: %d bytes are left out here]\n%s" % (head, size - len(head) - len(tail), tail)
 
 
 def _log_paths(member: Member) -> dict[str, str]:

@@ -12,6 +12,17 @@ from typing import TypeVar
 
 T = TypeVar("T")
 _REAPED = 0.5  # seconds in which a killed child is gone, unless it hangs in the kernel
+_leaving = threading.Event()
+_children: set[subprocess.Popen[bytes]] = set()
+_lock = threading.Lock()
+
+
+def leave() -> None:
+    """This program ends, and some of its threads may still work: end the commands that they run, and start no more."""
+    with _lock:
+        _leaving.set()
+        for child in _children:
+            child.kill()
 
 
 def items(work: Callable[[], Iterable[T]], seconds: float, *, each: float = math.inf) -> Iterator[T]:
@@ -57,7 +68,11 @@ def output(words: Sequence[str], seconds: float) -> str:
 
     A child that hangs in the kernel does not die when it is killed; it is not waited for.
     """
-    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with _lock:
+        if _leaving.is_set():
+            raise OSError("interrupted")
+        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        _children.add(process)
     try:
         out, error = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -69,6 +84,9 @@ def output(words: Sequence[str], seconds: float) -> str:
                 if stream:
                     stream.close()
         raise TimeoutError(f"no answer in {seconds:g} s") from None
+    finally:
+        with _lock:
+            _children.discard(process)
     if process.returncode:
         said = (error or out).decode("utf-8", "replace").strip().splitlines()
         raise OSError(said[-1] if said else f"exit code {process.returncode}")

@@ -25,6 +25,7 @@ _STATES = {"scheduled": SCHEDULED, "started": STARTED, "completed": COMPLETED}
 _LARGEST = (1 << 62) - 1  # sequence numbers and times beyond it are not believed
 _MOST_TENSORS, _MOST_DIMENSIONS = 1 << 16, 32
 _IN_TIME = 64  # newest calls that completed in time, before which none can have been aborted
+_NONE = Calls(array("q"), array("I"), b"", array("I"))
 _SITES = 16  # newest records whose line in the user's code is kept
 
 # NCCL compares nothing; these counts have to be equal on every member, or the operation hangs or corrupts. Of the others (gather,
@@ -151,22 +152,21 @@ def _dump(document: dict[Any, Any], name: str, left_out: int) -> Dump:
         ranks, enqueued, completed = told.get(pg, (None, None, None))
         messages = _calls(rows.get((pg, True), ()), p2p_numbers, kinds, states, left_out)
         collectives = _calls(rows.get((pg, False), ()), numbers, kinds, states, left_out)
-        collectives, signatures = _batches(collectives if collective or not len(messages) else _renumbered(collectives), signatures)
+        countable = True
+        if len(messages) and not collective:
+            countable = 1 in (*collectives.seqs[:1], messages.seqs[0])
+            collectives = _renumbered(collectives) if countable else _NONE
+        collectives, signatures = _batches(collectives, signatures)
         if len(collectives):
             enqueued = max(enqueued or 0, collectives.seqs[-1])
-        groups[pg[0]] = Group(*pg, ranks, enqueued, completed, collectives, messages)
-    record = entries[0].get("record_id") if entries else 0
+        groups[pg[0]] = Group(*pg, ranks, enqueued, completed, collectives, messages, countable)
     return Dump(
         name,
         _rank(document, name, groups, signatures),
         host if isinstance(host := document.get("host_name"), str) else None,
-        str(document.get("version", ""))[:20],
-        str(document.get("comm_lib_version") or document.get("nccl_version") or "")[:40],
         groups,
         signatures,
         _sites(entries, kinds, left_out),
-        left_out + len(entries),
-        record in (0, None),
     )
 
 
@@ -296,7 +296,7 @@ def _calls(at: Sequence[int], numbers: array[int], kinds: array[int], states: by
 
 
 def _renumbered(calls: Calls) -> Calls:
-    """Before torch 2.4 sends and receives took numbers out of the same sequence: collectives are counted instead."""
+    """Before torch 2.4 sends and receives took numbers out of the same sequence: collectives are counted instead, if the first is still there."""
     return Calls(array("q", range(1, len(calls) + 1)), calls.kinds, calls.states, calls.records)
 
 

@@ -157,7 +157,7 @@ def _check(mode: int, given: bool) -> None:
 def _under(paths: Sequence[str]) -> Iterator[_Found | Reading]:
     """What there is to read under these paths, each once."""
     once = list(dict.fromkeys(paths))
-    real = [path for path in once if path != "-" and not stat.S_ISFIFO(_mode(path))]
+    real = [path for path in once if path != "-" and not is_pipe(path)]
     base = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in real]) if len(once) > 1 and real else None
     for path in once:
         alone = Path(path).name or path
@@ -167,6 +167,11 @@ def _under(paths: Sequence[str]) -> Iterator[_Found | Reading]:
             yield from _folder(path, prefix)
         else:
             yield _Found(path, printable_name(name), given=True)
+
+
+def is_pipe(path: str) -> bool:
+    """Whether what is read there comes from another program, for which it must be waited."""
+    return stat.S_ISFIFO(_mode(path))
 
 
 def _mode(path: str) -> int:
@@ -191,10 +196,13 @@ def _folder(top: str, prefix: str) -> Iterator[_Found | Reading]:
         for entry in entries:
             name = prefix + entry.name
             if entry.is_symlink():
-                if not _inside(entry.path, top):
-                    yield _not_read(
-                        name, f"it is a link to {printable_name(os.path.realpath(entry.path))}, outside of the folder; name that to have it read"
-                    )
+                try:
+                    target = os.path.realpath(entry.path)
+                except OSError as error:
+                    yield _not_read(name, f"where the link leads cannot be read: {error.strerror}")
+                    continue
+                if not _inside(target, top):
+                    yield _not_read(name, f"it is a link to {printable_name(target)}, outside of the folder; name that to have it read")
             elif entry.is_dir(follow_symlinks=False):
                 folders += [(entry.path, f"{name}/")] * (entry.name not in _LEFT_OUT)
             else:
@@ -206,8 +214,8 @@ def _folder(top: str, prefix: str) -> Iterator[_Found | Reading]:
         waiting += reversed(folders)
 
 
-def _inside(path: str, top: str) -> bool:
-    return os.path.commonpath([os.path.realpath(path), os.path.realpath(top)]) == os.path.realpath(top)
+def _inside(target: str, top: str) -> bool:
+    return os.path.commonpath([target, os.path.realpath(top)]) == os.path.realpath(top)
 
 
 def _not_read(name: str, problem: str) -> Reading:

@@ -15,8 +15,19 @@ Reads
 last completed NCCL work: 7.
     log a.log: [rank1]:[E ProcessGroupNCCL.cpp:2303] [PG ID 0 PG GUID 0(default_pg) Rank 1]  failure detected by watchdog at work sequence \
 id: 9 PG status: last enqueued work: 9, last completed work: 8
-    => position group=tp enqueued=8 completed=7
+    => position group=tp 5(tp) rank=1 enqueued=8 completed=7
     => position group=default_pg enqueued=9 completed=8
+
+Reads
+    log a.log: [rank5]:[E ProcessGroupNCCL.cpp:1537] [PG ID 2 PG GUID 9(mesh_dp) Rank 0] Timeout at NCCL work: 8, last enqueued NCCL work: 8, \
+last completed NCCL work: 7.
+    log a.log: [rank6]:[E ProcessGroupNCCL.cpp:616] [PG 3 Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=4, \
+OpType=ALLREDUCE, NumelIn=64, NumelOut=64, Timeout(ms)=600000) ran for 600031 milliseconds before timing out.
+    log b.log: [E ProcessGroupNCCL.cpp:616] [PG 2 Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=5, \
+OpType=ALLREDUCE, NumelIn=64, NumelOut=64, Timeout(ms)=600000) ran for 600031 milliseconds before timing out.
+    => position group=mesh_dp 9(mesh_dp) rank=5
+    => timeout group=3 rank=6 seq=4
+    => timeout group=2 rank=None seq=5
 
 Reads
     log a.log: RuntimeError: [Rank 1] Caught collective operation timeout: WorkNCCL(OpType=ALLREDUCE, TensorShape=[1], Timeout(ms)=1800000) \
@@ -179,11 +190,19 @@ def _numbers(words: dict[str, str | None]) -> dict[str, int | str]:
 
 
 def _speaker(line: Line) -> tuple[str, int | None]:
-    """The process group (its description, else its number, else nothing) and the rank that a watchdog's line names."""
+    """The process group that a watchdog's line names, and the rank of the job that speaks: the rank beside the group counts within it.
+
+    Of groups with one description each has its own number: `mesh_dp 9(mesh_dp)`. Where no group is named: "".
+    """
     match = _SPEAKER.search(line.text)
     if not match:
         return "", line.place.rank
-    return match["desc"] or match["guid"] or match["pg"] or "", int(match["rank"])
+    number, named = match["guid"] or match["pg"] or "", match["desc"] or ""
+    if number and named not in ("", "undefined", "default_pg"):
+        named = f"{named} {number}({named})"
+    elif named != "default_pg":
+        named = number
+    return named, line.place.rank
 
 
 def _timeout(line: Line, following: Iterator[Line]) -> Iterator[Fact]:

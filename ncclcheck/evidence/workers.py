@@ -230,6 +230,8 @@ class Pool(Generic[Result]):
                 watch.send(_DONE)
         except MemoryError:
             os._exit(_OUT_OF_MEMORY)
+        except ConnectionError:  # the parent wants no more
+            os._exit(0)
         except BaseException:
             traceback.print_exc()
             os._exit(_FAILED)

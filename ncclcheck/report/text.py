@@ -16,6 +16,7 @@ from ncclcheck.report import engines, slowest
 WIDTH = 100  # columns; only commands are longer, since a wrapped command cannot be copied
 MANY_NODES = 8  # above this many only the nodes and ranks that a finding names are listed
 EVIDENCE_LINES = 6  # quoted per finding
+GENERAL = "in general: "  # begins the line of a remedy that its cause has in general (triage.py)
 MANY_RANKS = 32  # above this many ranks triage lists only those that a finding names
 MOST_PROBLEMS = 12  # sources with a problem that are listed
 EVIDENCE_CHARACTERS = 300  # quoted per line
@@ -93,6 +94,8 @@ def _finding(number: int, finding: Finding, color: bool) -> str:
     lines = [_paint(first, "1", color), *(_paint(line, "1", color) for line in rest)]
     previous = ""
     for label, text in details(finding):
+        if number > 1 and text.startswith(GENERAL):
+            continue  # of the first finding only: what helps in general is long
         head = f"   {label + ':' if label != previous else '':10}"
         lines += _wrap(head + text, indent=" " * len(head)) if label == "evidence" else [head + text]
         previous = label
@@ -130,7 +133,7 @@ def _nodes(report: Report) -> Iterator[str]:
         rows = [_node(node, [rank for rank in ranks if rank.node_rank == node.get("node_rank")]) for node in shown]
         yield _table(title, ("node", "host", "address", "ranks", "GPUs", "torch", "vLLM"), rows)
     if ranks_shown:
-        wiring = [(r.rank, r.local_rank, r.node_rank, r.host, _device(r), _or_dash(r.pid)) for r in ranks_shown]
+        wiring = [(r.rank, _or_dash(r.local_rank), _or_dash(r.node_rank), r.host, _device(r), _or_dash(r.pid)) for r in ranks_shown]
         yield _table("wiring", ("rank", "local_rank", "node_rank", "host", "device", "pid"), wiring)
 
 

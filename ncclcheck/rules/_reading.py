@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+import signal
 
 from ncclcheck.model import Evidence, Fact, Run, Step
 from ncclcheck.units import bytes_text
+
+CRASHES = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE})
+"""Signals that a process's own code, its driver or a full /dev/shm brings upon it."""
 
 CONSEQUENCE = re.compile(
     r"[Cc]onnection (?:was likely )?(?:closed|reset|lost|aborted)|[Bb]roken pipe|recvValue\w* failed|sendBytes failed|Read error|Write error"

@@ -32,12 +32,20 @@ Blames
     log a.log: DataLoader worker (pid 99) is killed by signal: Killed. It is possible that dataloader's workers are out of shared memory.
     => -
 
+Blames
+    log nodeA/dmesg.log: [88231.101] Out of memory: Killed process 5110 (python3) total-vm:912kB, anon-rss:800kB
+    log nodeA/agent.log: E0102 10:00:00.1 77 torch/distributed/elastic/multiprocessing/api.py:1003] failed (exitcode: -9) local_rank: 0 (pid: 5110) \
+of binary: /usr/bin/python
+    => -
+
 Spares
     log a.log: [rank2]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB.
 """
 
-from ncclcheck.evidence._reads import Statement
-from ncclcheck.model import Culprit, Finding, Run
+import signal
+
+from ncclcheck.evidence._reads import Clue, Statement
+from ncclcheck.model import Culprit, Fact, Finding, Run
 from ncclcheck.rules import _reading as reading
 
 EXPLAINS = ("rank_killed", "rank_died_exception", "rank_exited_early", "peer_reset")
@@ -54,7 +62,7 @@ READS = (
         r"Detected \d+ oom[_-]kill events? in", "the memory limit of the Slurm step was reached and tasks of it were killed", _SLURM, 0.93, "host"
     ),
     Statement(r"error: (?P<host>[\w.-]+): tasks? (?P<tasks>[\d,-]+): Out Of Memory", "task {tasks} on {host} was killed for memory", _SLURM, 0.95),
-    Statement(r"\bOOMKilled\b", "a container reached its memory limit and was killed", _KUBERNETES, 0.9, "host"),
+    Clue("container-oom", r"\bOOMKilled\b"),
     Statement(
         r"(?P<count>[1-9]\d*) Workers \(tasks / actors\) killed due to memory pressure \(OOM\).*?IP: (?P<host>[\w.:-]+)\)",
         "Ray killed {count} workers on {host} because its memory was used up",
@@ -78,9 +86,31 @@ READS = (
 )
 
 
+_KERNEL = ("oom-kill", "oom-invoked", "segfault", "hung-task", "xid")  # kinds of facts whose process may be anybody's
+_OF_A_JOB = ("python", "ray", "vllm", "pt_", "torchrun", "sglang", "trtllm", "deepspeed")  # how the names of a job's processes begin
+
+
 def check(run: Run) -> list[Finding]:
-    """What the kernel's log says of its out-of-memory killer."""
+    """What the kernel's log says of its out-of-memory killer, and Kubernetes of a container's limit."""
+    return [*_containers(run), *_kernel(run)]
+
+
+def _containers(run: Run) -> list[Finding]:
+    """It may be a sidecar, or an earlier life of the container: a guess where something else ended the job."""
+    facts = run.of("container-oom")
+    if not facts:
+        return []
+    hosts = list(dict.fromkeys(fact.host for fact in facts if fact.host))
+    confidence = 0.4 if _ended_otherwise(run) else 0.9
+    title = "a container reached its memory limit and was killed"
+    return [Finding("host-oom-killed", title, Culprit(hosts=hosts or None), confidence, reading.quote(*facts[:8]), _KUBERNETES)]
+
+
+def _kernel(run: Run) -> list[Finding]:
+    pids = {fact.pid for fact in run.facts if fact.pid is not None and fact.kind not in _KERNEL}
     facts = run.of("oom-kill")
+    ours = [fact for fact in facts if _of_job(fact, pids)]
+    facts = ours or facts
     if not facts:
         return []
     ranks = sorted({fact.rank for fact in facts if fact.rank is not None})
@@ -88,10 +118,22 @@ def check(run: Run) -> list[Finding]:
     who = ", ".join(run.name(rank) for rank in ranks[:4]) or f"{facts[0].get('name', 'a process')} (pid {facts[0].pid})"
     title = f"the kernel's out-of-memory killer ended {who}" + (f" on {hosts[0]}" if hosts and not ranks else "")
     alive = {fact.rank for kind in ("stack", "state") for fact in run.of(kind)}
+    confidence = 0.93
     if not ranks and run.ranks and alive >= run.ranks.keys():  # every rank was seen alive: it was somebody else's process, or long ago
-        return [
-            Finding(
-                "host-oom-killed", f"{title}, which is none of this job's ranks", Culprit(hosts=hosts or None), 0.4, reading.quote(*facts[:8]), _SLURM
-            )
-        ]
-    return [Finding("host-oom-killed", title, Culprit(ranks=ranks or None, hosts=hosts or None), 0.93, reading.quote(*facts[:8]), _SLURM)]
+        title, confidence = f"{title}, which is none of this job's ranks", 0.4
+    elif not ours or _ended_otherwise(run):
+        title, confidence = f"{title}, which may be none of this job's processes, or long ago", 0.3
+    return [Finding("host-oom-killed", title, Culprit(ranks=ranks or None, hosts=hosts or None), confidence, reading.quote(*facts[:8]), _SLURM)]
+
+
+def _of_job(kill: Fact, pids: set[int]) -> bool:
+    """Whether the killed process is one that the job's own logs name, or is called like those of a job."""
+    return kill.rank is not None or kill.pid in pids or str(kill.get("name", "")).lower().startswith(_OF_A_JOB)
+
+
+def _ended_otherwise(run: Run) -> bool:
+    """Whether processes of the job ended, and none of them as by SIGKILL: by another signal, or with an error of their own."""
+    codes = {fact.get("code") for fact in [*run.of("exit"), *run.of("gone")]}
+    if -signal.SIGKILL in codes or None in codes:
+        return False
+    return any(-(code or 0) in reading.CRASHES for code in codes) or bool(reading.own_errors(run))

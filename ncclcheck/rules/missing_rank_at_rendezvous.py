@@ -243,7 +243,7 @@ def _nodes(run: Run) -> list[Finding]:
             Culprit(ranks=ranks, hosts=hosts or None),
             0.95,
             reading.quote(*missing, call),
-            f"start `ncclcheck probe` there with --node-rank {missing[0].get('node_rank')}, the same --nnodes and --master; "
+            f"start the same ncclcheck command there, with --node-rank {missing[0].get('node_rank')} and the same --nnodes and --master; "
             "if it runs, read what it says: it names what keeps it from node 0",
         )
     ]
@@ -257,7 +257,7 @@ def _node0(run: Run) -> list[Finding]:
             Culprit(hosts=[str(fact.get("name"))]),
             0.85,
             [Evidence("", 0, str(fact.get("text")))],
-            f"start node 0 (`ncclcheck probe --node-rank 0 ...`) on {fact.get('name')}, or correct --master if node 0 has another address or port",
+            f"start node 0 (the same command with --node-rank 0) on {fact.get('name')}, or correct --master if node 0 has another address or port",
         )
         for fact in run.of("master")
         if fact.get("answer") == "refused"

@@ -39,6 +39,7 @@ EXPLAINS = (
     "peer_reset",
     "wrong_interface",
     "missing_rank_at_rendezvous",
+    "world_size_mismatch",
     "rank_died_exception",
     "network_unreachable",
     "rank_stuck_in_python",

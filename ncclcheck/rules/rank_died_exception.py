@@ -26,6 +26,12 @@ a network error
     log node-b/rank3.log: [rank3]: IndexError: list index out of range
     => 3
 
+Blames
+    log node-b/rank3.log: [rank3]: Traceback (most recent call last):
+    log node-b/rank3.log: [rank3]: IndexError: list index out of range
+    log node-b/agent.log: [default] Worker group FAILED. 2/3 attempts left; will restart worker group
+    => 3
+
 Spares
     rank 0 @ a: init, all_reduce... | error RuntimeError: Connection closed by peer
     rank 1 @ b: init, all_reduce
@@ -37,11 +43,13 @@ Spares
 
 import re
 
+from ncclcheck.evidence._reads import Clue
 from ncclcheck.model import Culprit, Fact, Finding, Run
 from ncclcheck.rules import _reading as reading
 
 EXPLAINS = ("rank_stuck_in_python", "rank_exited_early", "network_unreachable", "peer_reset")
 
+READS = (Clue("restarted", r"(?P<left>\d+/\d+) attempts left; will restart worker group"),)
 
 _ADVICE = (  # what is known of errors that many programs meet
     (

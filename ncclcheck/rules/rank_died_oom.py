@@ -25,6 +25,11 @@ Blames
     log a.log: [rank1]: RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`
     => 1
 
+Blames
+    log a.log: [rank1]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB.
+    log a.log: [rank2]: out of memory, retrying with batch 32
+    => 1
+
 Spares
     log a.log: WARNING: ran out of memory with exception: CUDA out of memory. Tried to allocate 2.00 GiB; skipping batch
 
@@ -32,7 +37,7 @@ Spares
     log a.log: WARNING 01-02 10:00:00 [x.py:3] lower the batch if you see out of memory
 """
 
-from ncclcheck.evidence._reads import Statement
+from ncclcheck.evidence._reads import Clue, Statement
 
 EXPLAINS = ("rank_died_exception", "rank_exited_early", "peer_reset")
 _REMEDY = (
@@ -48,5 +53,6 @@ READS = (
         0.95,
     ),
     Statement(r"(?:CUDA|HIP) (?:driver |runtime )?error:? (?:\w+ )?out of memory", "{who} ran out of GPU memory", _REMEDY, 0.9),
+    Clue("retried", r"\b(?:[Rr]etry(?:ing)?|[Tt]ry(?:ing)? again) (?:\w+ ){0,4}with |\b(?:[Ss]kipping|[Rr]educing) (?:\w+ ){0,3}batch\b"),
     Statement(r"CU(?:BLAS|DNN)_STATUS_ALLOC_FAILED", "{who} had no GPU memory left for a library's workspace", _REMEDY, 0.75),
 )

@@ -45,6 +45,15 @@ Blames
     log a.log: srun: error: gpu-1: tasks 0-3: Terminated
     => -
 
+Blames
+    log a.log: W0102 10:00:00.1 77 torch/distributed/elastic/agent/server/api.py:753] Received Signals.SIGINT death signal, shutting down workers
+    => -
+
+Blames
+    log a.log: E0102 10:00:00.1 77 torch/distributed/elastic/multiprocessing/api.py:1003] failed (exitcode: -2) local_rank: 0 (pid: 4884) \
+of binary: /usr/bin/python
+    => -
+
 Spares
     log a.log: slurmstepd: error: *** STEP 7.0 ON gpu-1 CANCELLED AT 2026-01-02T10:00:00 DUE TO TIME LIMIT ***
     log rank0.log: [rank0]: Traceback (most recent call last):
@@ -94,6 +103,11 @@ _TERMINAL = (
     "start it so that it outlives the terminal: tmux or screen, setsid, or sbatch; nohup alone does not, since torchrun handles SIGHUP itself",
     0.85,
 )
+_KEYBOARD = (
+    "the job was interrupted at the keyboard (Ctrl-C, SIGINT)",
+    "if it hung before: py-spy dump --pid PID of every rank while it does; TORCH_FR_BUFFER_SIZE=20000 with TORCH_NCCL_DUMP_ON_TIMEOUT=1 next time",
+    0.55,
+)
 _ENDED_BY = {  # what the launcher says of the end -> what it means, what to do, how sure that is the cause
     "TIME LIMIT": (
         "Slurm ended the job at its time limit",
@@ -106,6 +120,8 @@ _ENDED_BY = {  # what the launcher says of the end -> what it means, what to do,
         0.85,
     ),
     "NODE FAILURE": ("a node of the job failed", "scontrol show node NODE; sinfo -R   # then drain it; sbatch --exclude NODE --requeue", 0.8),
+    "2": _KEYBOARD,
+    "SIGINT": _KEYBOARD,
     "1": _TERMINAL,
     "SIGHUP": _TERMINAL,
     "": (
@@ -116,37 +132,46 @@ _ENDED_BY = {  # what the launcher says of the end -> what it means, what to do,
 }
 
 
-_CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
 _CRASHED = (
     "export PYTHONFAULTHANDLER=1 shows the Python stack of a crash; ulimit -c unlimited, then gdb python core; dmesg -T | grep -iE 'segfault|Xid'; "
     "df -h /dev/shm (SIGBUS: it is full); then another release of the package whose library crashed"
+)
+_ABORTED = (
+    "the lines above its end say why: an assertion, a C++ exception (what():), a corrupted heap, or torch's watchdog; "
+    "export PYTHONFAULTHANDLER=1 shows the Python stack of the abort; ulimit -c unlimited, then gdb python core"
 )
 
 
 def check(run: Run) -> list[Finding]:
     """Ranks that died without a word of their own: as their launcher saw it, or because nothing but silence is left of them."""
-    return _cancelled(run) or _ended(run) or _unnamed(run) or _silent(run)
+    return _cancelled(run) or _ended(run) or _unnamed(run) or _silent(run) or _interrupted(run)
+
+
+def _interrupted(run: Run) -> list[Finding]:
+    """Ranks that ended by Ctrl-C, and nothing else is known of their end."""
+    facts = [fact for fact in run.of("exit") if fact.get("code") == -signal.SIGINT]
+    title, remedy, confidence = _KEYBOARD
+    return [Finding("rank-killed", title, Culprit(), confidence, reading.quote(*facts[:4]), remedy)] if facts and not reading.own_errors(run) else []
 
 
 def _unnamed(run: Run) -> list[Finding]:
     """Processes killed by a signal of which no rank is known: the launcher says the local rank, or the pid alone."""
-    codes = [fact for fact in run.of("exit") if fact.rank is None and -(fact.get("code") or 0) in (_CRASHES | {signal.SIGKILL})]
+    codes = [fact for fact in run.of("exit") if fact.rank is None and -(fact.get("code") or 0) in (reading.CRASHES | {signal.SIGKILL})]
     own = [fact for fact in reading.own_errors(run) if fact.get("type") != "Fatal Python error"]
-    if not codes or own or run.of("says") or run.dumps or run.of("oom-kill") or run.of("served"):
+    if not codes or own or run.of("says") or run.dumps or run.of("served"):
         return []
     first = codes[0]
     who = f"local rank {first.get('local')}" if first.get("local") is not None else f"process {first.pid}" if first.pid else "a process"
     code = int(first.get("code"))
     culprit = Culprit(hosts=list(dict.fromkeys(fact.host for fact in codes if fact.host)) or None)
-    remedy = _CRASHED if -code in _CRASHES else _REMEDY
-    return [Finding("rank-killed", f"{who} was killed by {_signal(code)}", culprit, 0.75, reading.quote(*codes[:6]), remedy)]
+    return [Finding("rank-killed", f"{who} was killed by {_signal(code)}", culprit, 0.75, reading.quote(*codes[:6]), _remedy(code))]
 
 
 def _cancelled(run: Run) -> list[Finding]:
     """A job that was ended from outside, and nothing else is known to be wrong with it."""
     facts = run.of("cancelled")
     others = ("says", "timeout", "position", "reset", "joined", "store-connect", "connect", "oom-kill", "stack", "xid", "ended")
-    alone = [fact for fact in run.of("exit") if (fact.get("code") or 0) not in (0, -signal.SIGTERM, -signal.SIGKILL, -signal.SIGHUP)]
+    alone = [fact for fact in run.of("exit") if (fact.get("code") or 0) not in (0, -signal.SIGTERM, -signal.SIGKILL, -signal.SIGHUP, -signal.SIGINT)]
     if not facts or alone or run.dumps or any(run.of(kind) for kind in others) or reading.own_errors(run):
         return []
     why = next((str(fact.get("reason")) for fact in facts if fact.get("reason")), "")
@@ -213,20 +238,26 @@ def _ended(run: Run) -> list[Finding]:
             continue
         exit_ = codes.get(rank)
         code = exit_.get("code") if exit_ else gone.get("code")
-        if code is not None and (code >= 0 or _follows(run, rank, code, codes)):
+        if code is not None and (code >= 0 or code == -signal.SIGINT or _follows(run, rank, code, codes)):
             continue
-        how = f"was killed by {_signal(code)}" if code is not None else "is gone without a word (its exit code is not known), last seen"
+        how = f"was killed by {_signal(code)}" if code is not None else "is gone without a word (its exit code is not known)"
+        where = f"{'' if code is not None else ', last seen'} {reading.at(run, rank)}{reading.bystanders(run, [rank])}" if run.steps else ""
         result.append(
             Finding(
                 "rank-killed",
-                f"{with_it.get(gone.host, '')}{run.name(rank)} {how} {reading.at(run, rank)}{reading.bystanders(run, [rank])}",
+                f"{with_it.get(gone.host, '')}{run.name(rank)} {how}{where}",
                 run.blame([rank]),
                 0.97 if code is not None else 0.6,
                 reading.quote(*([exit_] if exit_ and exit_ is not gone else []), gone),
-                f"on {gone.host or 'its host'}: {_REMEDY}",
+                f"on {gone.host or 'its host'}: {_remedy(code)}",
             )
         )
     return result
+
+
+def _remedy(code: int | None) -> str:
+    """What helps against the end by this signal."""
+    return _CRASHED if -(code or 0) in reading.CRASHES else _ABORTED if code == -signal.SIGABRT else _REMEDY
 
 
 def _signal(code: int) -> str:

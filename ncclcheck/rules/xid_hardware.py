@@ -7,6 +7,12 @@ Blames
     => node-a
 
 Blames
+    log a.log: node-a:311:405 [0] NCCL INFO ncclCommInitRank comm 0x55d0 rank 0 nranks 2 cudaDev 0 nvmlDev 2 busId a1000 commId 0x9f3 - Init START
+    log a.log: node-a:312:406 [1] NCCL INFO ncclCommInitRank comm 0x55d1 rank 1 nranks 2 cudaDev 1 nvmlDev 3 busId b1000 commId 0x9f3 - Init START
+    log dmesg.log: Nov 22 09:10:11 node-a kernel: NVRM: Xid (PCI:0000:b1:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus.
+    => 1
+
+Blames
     log rank6.log: RuntimeError: CUDA error: uncorrectable ECC error encountered
     => 6
 
@@ -43,10 +49,11 @@ Spares
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from ncclcheck.evidence._reads import Statement
-from ncclcheck.model import Culprit, Finding, Run
+from ncclcheck.model import Culprit, Fact, Finding, Run
 from ncclcheck.rules import _reading as reading
 
 EXPLAINS = ("rank_died_exception", "gpu_kernel_stuck", "peer_reset", "rank_exited_early", "rpc_timeout", "rank_killed")
@@ -86,10 +93,30 @@ def check(run: Run) -> list[Finding]:
         devices = list(dict.fromkeys(f"{host or ''}:{fact.get('device')}" for fact in here if fact.get("device")))
         said = f"Xid {', '.join(map(str, hard or codes))}"
         why = "" if hard else f" ({SOFTWARE[codes[0]]})"
-        title = f"the driver of {host or 'the host'} reports {said}{why}"
-        culprit = Culprit(hosts=[host] if host else None, devices=devices or None)
+        ranks = sorted({rank for fact in here for rank in _ranks(run, fact)})
+        whose = f" for the GPU of {', '.join(run.name(rank) for rank in ranks[:4])}" if ranks else ""
+        title = f"the driver of {host or 'the host'} reports {said}{whose}{why}"
+        culprit = Culprit(ranks=ranks or None, hosts=[host] if host else run.hosts(ranks) or None, devices=devices or None)
         result.append(Finding("xid-hardware", title, culprit, 0.96 if hard else 0.5, reading.quote(*here[:6]), REMEDY))
     return result
+
+
+def _ranks(run: Run, event: Fact) -> list[int]:
+    """The ranks whose GPU an Xid is about: the one on that PCI bus, as NCCL calls it, else the process that the driver names."""
+    bus = _bus(str(event.get("device", "")))
+    on_it = [
+        rank.rank
+        for rank in run.ranks.values()
+        if bus is not None and _bus(rank.device.pci_bus_id or "") == bus and (not event.host or rank.host in ("", event.host))
+    ]
+    return on_it if on_it else [] if event.rank is None else [event.rank]
+
+
+def _bus(text: str) -> int | None:
+    """A PCI address without its function as one number: NCCL's busId `a1000` and the driver's `PCI:0000:a1:00` are the same."""
+    if match := re.search(r"(?:\b([0-9a-fA-F]{4,8}):)?\b([0-9a-fA-F]{2}):([0-9a-fA-F]{2})\b", text):
+        return int(match[1] or "0", 16) << 20 | int(match[2], 16) << 12 | int(match[3], 16) << 4
+    return int(text, 16) & ~0xF if re.fullmatch(r"[0-9a-fA-F]{4,16}", text) else None
 
 
 def _failed(run: Run) -> list[Finding]:
