@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ncclcheck import registry, wire
+from ncclcheck import wire
 from ncclcheck.bounded import bounded
 from ncclcheck.collect import master, processes, stacks
-from ncclcheck.evidence import traceback
+from ncclcheck.evidence import text, traceback
 from ncclcheck.journal import Line, Slot, SlotReader, Tail, create_slots
 from ncclcheck.model import Evidence, Fact
 
@@ -193,11 +193,11 @@ class LocalLaunch:
     def logs(self) -> list[Fact]:
         """Causes that the ranks' own logs state, and exit codes that the launcher printed."""
         facts: list[Fact] = []
-        readers = [registry.load("evidence", name) for name in registry.names("evidence")]
         for path in sorted(self.folder.glob("rank*.log")):
             skipped, lines = _end_of(path)
-            for reader in readers:
-                found = [*reader.read(lines, f"{self.id}/{path.name}")]
+            file = f"{self.id}/{path.name}"
+            stated = [fact for fact in text.lines(lines, file) if fact.kind == "says"]  # what else a log shows, the agents have seen themselves
+            for found in ([*traceback.read(lines, file)], stated):
                 for fact in found if len(found) <= 2 * LOG_FACTS else found[:LOG_FACTS] + found[-LOG_FACTS:]:
                     source = fact.source and replace(fact.source, line=fact.source.line + skipped)
                     facts.append(replace(fact, host=self._host, rank=int(path.stem[4:]), source=source))
@@ -251,9 +251,9 @@ class LocalLaunch:
         first = self._node_rank * self._count  # rank of this node's local_rank 0
         if self._task is not None and self._launcher is not None and (code := self._launcher.poll()) not in (None, 0):
             return [Fact("exit", self._host, self._task["rank"], self._launcher.pid, {"code": code})]
-        for number, text in enumerate((self.folder / "launcher.log").read_text(errors="replace").split("\n"), 1):
-            if match := _EXIT.search(text):
-                source = Evidence(f"{self.id}/launcher.log", number, text.strip())
+        for number, line in enumerate((self.folder / "launcher.log").read_text(errors="replace").split("\n"), 1):
+            if match := _EXIT.search(line):
+                source = Evidence(f"{self.id}/launcher.log", number, line.strip())
                 facts.append(Fact("exit", self._host, first + int(match["local_rank"]), int(match["pid"]), {"code": int(match["code"])}, source))
         return facts
 
