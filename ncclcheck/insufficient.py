@@ -81,9 +81,14 @@ def _heard(run: Run) -> str:
     """`; ranks 0-2 of 4 are in the evidence`."""
     if not run.ranks:
         return ""
-    silent = sorted(set(range(run.world_size or 0)) - set(run.ranks)) if (run.world_size or 0) <= 4096 else []
+    silent = _silent(run)
     missing = f"; nothing is there of {_ranks(silent)}" if silent else ""
     return f"; {len(run.ranks)} rank{'s' * (len(run.ranks) > 1)} of {run.world_size or 'an unknown number'} are in the evidence{missing}"
+
+
+def _silent(run: Run) -> list[int]:
+    """The ranks of which nothing is in the evidence; none in a world too large to list."""
+    return sorted(set(range(run.world_size or 0)) - set(run.ranks)) if (run.world_size or 0) <= 4096 else []
 
 
 def _next(run: Run) -> Iterator[str]:
@@ -105,8 +110,7 @@ def _lacking(run: Run) -> Iterator[str]:
         yield "py-spy dump --pid PID   # the stack of every rank, while it hangs; or `ncclcheck collect` on every node"
     elif len(unseen) > 8 or not unseen:
         yield "ncclcheck collect   # on every node while it hangs: stacks, states and settings of all its ranks"
-    silent = sorted(set(range(run.world_size or 0)) - set(run.ranks)) if run.ranks and (run.world_size or 0) <= 4096 else []
-    if silent:
+    if run.ranks and (silent := _silent(run)):
         yield f"the log of rank{'s' * (len(silent) > 1)} {', '.join(map(str, silent[:16]))}: nothing of theirs is here"
     if not run.dumps:
         yield "the flight recorder's dump (nccl_trace_rank_*) of every rank"

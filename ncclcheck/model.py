@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from ncclcheck.recorder import Dump
+
+
+Answer = TypeVar("Answer")
 
 
 class Status(StrEnum):
@@ -196,14 +199,18 @@ class Run:
     facts: Sequence[Fact] = ()
     dumps: Sequence[Dump] = ()  # flight recorders' dumps, of a heap that was read
     sources: Sequence[str] = ()  # the names of what was read
-    _of_kind: dict[str, list[Fact]] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _answers: dict[Callable[[Run], Any], Any] = field(init=False, repr=False, compare=False, default_factory=dict)
+
+    def once(self, work_out: Callable[[Run], Answer]) -> Answer:
+        """What follows from this run, worked out when it is first asked for: many rules ask the same. It must not be changed."""
+        if work_out not in self._answers:
+            self._answers[work_out] = work_out(self)
+        answer: Answer = self._answers[work_out]
+        return answer
 
     def of(self, kind: str) -> list[Fact]:
         """The facts of one kind, in the order they were learned. The list is everybody's: it must not be changed."""
-        if not self._of_kind:
-            for fact in self.facts:
-                self._of_kind.setdefault(fact.kind, []).append(fact)
-        return self._of_kind.get(kind, [])
+        return self.once(_by_kind).get(kind, [])
 
     def last_steps(self) -> dict[int, Step]:
         """The newest step of each rank that announced any."""
@@ -221,6 +228,13 @@ class Run:
         """The culprit made of these ranks, their hosts and their GPUs."""
         devices = [f"{self.ranks[r].host}:{self.ranks[r].device}" for r in ranks if r in self.ranks and self.ranks[r].device.index is not None]
         return Culprit(ranks=list(ranks), hosts=self.hosts(ranks) or None, devices=devices or None)
+
+
+def _by_kind(run: Run) -> dict[str, list[Fact]]:
+    facts: dict[str, list[Fact]] = {}
+    for fact in run.facts:
+        facts.setdefault(fact.kind, []).append(fact)
+    return facts
 
 
 @dataclass(frozen=True, slots=True)

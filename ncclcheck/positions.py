@@ -80,7 +80,7 @@ def group_of(run: Run, fact: Fact) -> str | None:
     """The group that a line names; a time-out without a name belongs to the group in which that rank says next to be at that number."""
     if fact.get("group"):
         return str(fact.get("group"))
-    same = _said(run).get((fact.rank, str(fact.get("seq")))) if fact.source else None
+    same = run.once(_said).get((fact.rank, str(fact.get("seq")))) if fact.source else None
     if not same or fact.source is None:
         return None
     at = bisect_left(same, (fact.source.file, fact.source.line))
@@ -88,19 +88,16 @@ def group_of(run: Run, fact: Fact) -> str | None:
 
 
 _Said = dict[tuple[int | None, str], list[tuple[str, int, str]]]  # (rank, number it is inside of) -> file, line and group, in order
-_last: list[tuple[Run, _Said]] = []  # of the newest run: each of its time-outs asks
 
 
 def _said(run: Run) -> _Said:
-    if not _last or _last[0][0] is not run:
-        said: _Said = {}
-        for fact in run.of("position"):
-            if fact.source and fact.get("group") and (place := _of_fact(fact)) is not None:
-                said.setdefault((fact.rank, str(place.pending)), []).append((fact.source.file, fact.source.line, str(fact.get("group"))))
-        for places in said.values():
-            places.sort()
-        _last[:] = [(run, said)]
-    return _last[0][1]
+    said: _Said = {}
+    for fact in run.of("position"):
+        if fact.source and fact.get("group") and (place := _of_fact(fact)) is not None:
+            said.setdefault((fact.rank, str(place.pending)), []).append((fact.source.file, fact.source.line, str(fact.get("group"))))
+    for places in said.values():
+        places.sort()
+    return said
 
 
 def _of_group(dump: Dump, group: Group) -> Position:

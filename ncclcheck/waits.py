@@ -68,14 +68,9 @@ class Waits:
 Places = Mapping[Key, Mapping[int, Position]]
 
 
-_last: list[tuple[Run, Waits]] = []  # the newest answer: many rules ask about the same run
-
-
 def of(run: Run) -> Waits:
     """The waits of a run, from its flight recorders and from what its watchdogs say."""
-    if not _last or _last[0][0] is not run:
-        _last[:] = [(run, _of(run))]
-    return _last[0][1]
+    return run.once(_of)
 
 
 def _of(run: Run) -> Waits:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ncclcheck.collect import patient
 from ncclcheck.collect.jobs import Member
+from ncclcheck.collect.stacks import py_spy
 from ncclcheck.collect.taken import Item, Missing, Taken
 
 BOUND = 3.0  # seconds for one process
@@ -20,7 +18,7 @@ _SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
 
 def stacks(members: Sequence[Member]) -> Iterator[Item]:
     """`pyspy.*` of each Python process, in the order given, two at a time."""
-    program = shutil.which("py-spy", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    program = py_spy()
     if not program:
         yield Missing("Python stacks", "py-spy is not installed", "pip install py-spy")
         return

@@ -36,6 +36,11 @@ async def stack(rank: int, pid: int, folder: Path, stopped: bool) -> Fact:
     return await _py_spy(rank, pid, folder)
 
 
+def py_spy() -> str | None:
+    """The program: beside this Python, else on the PATH."""
+    return shutil.which("py-spy", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+
+
 async def _grown(path: Path, before: int) -> str:
     """What was appended, once it has stopped growing; empty if nothing came in time."""
     size = before
@@ -53,7 +58,7 @@ async def _grown(path: Path, before: int) -> str:
 
 
 async def _py_spy(rank: int, pid: int, folder: Path) -> Fact:
-    program = shutil.which("py-spy", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    program = py_spy()
     if not program:
         return Fact("no-stack", rank=rank, pid=pid, fields={"reason": "the process does not answer and py-spy is not installed"})
     process = await asyncio.create_subprocess_exec(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 from ncclcheck import registry
 from ncclcheck.evidence import flight_recorder, text
@@ -65,9 +67,8 @@ def read(stream: Stream, name: str) -> Reading:
     counted, head = _Counted(begun, stream, passed), begun[:HEAD]
     if flight_recorder.sniff(head, name):
         return _dump(counted, name)
-    for reader in registry.names("evidence"):
-        module = registry.load("evidence", reader)
-        if hasattr(module, "READS_DOCUMENT") and module.sniff(head, name):
+    for reader, module in _of_documents():
+        if module.sniff(head, name):
             data, problem = _whole(counted)
             if problem:
                 return Reading(name, "not read", counted.nbytes, problem=problem, unsafe=True)
@@ -95,6 +96,13 @@ def _given(stream: _Counted, name: str, kind: str, facts: Iterable[Fact], proble
         if fact.kind == text.FAILED
     ]
     return Reading(name, kind, stream.nbytes, kept, problem="; ".join([*filter(None, [problem]), *failed[:1]]))
+
+
+@functools.cache
+def _of_documents() -> tuple[tuple[str, ModuleType], ...]:
+    """The readers of whole documents, looked for once: a heap has many sources."""
+    modules = ((name, registry.load("evidence", name)) for name in registry.names("evidence"))
+    return tuple((name, module) for name, module in modules if hasattr(module, "READS_DOCUMENT"))
 
 
 def _dump(stream: _Counted, name: str) -> Reading:
