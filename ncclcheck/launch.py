@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ncclcheck import wire
+from ncclcheck import triage, wire
 from ncclcheck.bounded import bounded
 from ncclcheck.collect import master, processes, stacks
-from ncclcheck.evidence import text, traceback
+from ncclcheck.evidence import traceback
 from ncclcheck.journal import Line, Slot, SlotReader, Tail, create_slots
 from ncclcheck.model import Evidence, Fact
 
@@ -193,16 +193,25 @@ class LocalLaunch:
     def logs(self) -> list[Fact]:
         """Causes that the ranks' own logs state, and exit codes that the launcher printed."""
         facts: list[Fact] = []
+        interface = master.interface_to(self._order.master)
         for path in sorted(self.folder.glob("rank*.log")):
             skipped, lines = _end_of(path)
-            file = f"{self.id}/{path.name}"
-            stated = [fact for fact in text.lines(lines, file) if fact.kind == "says"]  # what else a log shows, the agents have seen themselves
+            file, rank = f"{self.id}/{path.name}", int(path.stem[4:])
+            stated = [
+                Fact(
+                    "fail",
+                    fields={
+                        "cause": finding.cause, "title": finding.title, "ranks": [rank], "confidence": finding.confidence,
+                        "remedy": finding.remedy.replace("INTERFACE", interface),
+                    },
+                    source=next(iter(finding.evidence), None),
+                )
+                for finding in triage.stated_by(lines, file)
+            ]  # fmt: skip
             for found in ([*traceback.read(lines, file)], stated):
                 for fact in found if len(found) <= 2 * LOG_FACTS else found[:LOG_FACTS] + found[-LOG_FACTS:]:
                     source = fact.source and replace(fact.source, line=fact.source.line + skipped)
-                    facts.append(replace(fact, host=self._host, rank=int(path.stem[4:]), source=source))
-        interface = master.interface_to(self._order.master)
-        facts = [replace(fact, fields={**fact.fields, "remedy": fact.get("remedy", "").replace("INTERFACE", interface)}) for fact in facts]
+                    facts.append(replace(fact, host=self._host, rank=rank, source=source))
         return facts + self._exits()
 
     def _early_deaths(self) -> list[Fact]:

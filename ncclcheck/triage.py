@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from ncclcheck import attempts, insufficient, registry, stated
 from ncclcheck.causes import CAUSES
+from ncclcheck.evidence import text
 from ncclcheck.model import Culprit, Evidence, Finding, Outcome, ProbeResult, Run, Status, Verdict
 
 UNDECIDED = frozenset({"agent-lost", "insufficient-evidence", "permission-denied", "probe-crashed", "rpc-timeout", "unsafe-input"})
@@ -18,6 +20,7 @@ ENDS = frozenset({"rank-killed", "rank-died-exception", "rank-died-oom", "rank-e
 
 GUESS = 0.45  # the most that is given to what an earlier attempt of the job failed of
 SURE = 0.7  # confidence from which a cause explains symptoms that are stated outright
+BEYOND_DOUBT = 0.9  # confidence that a log alone must carry for a probe to fail by it
 LIKELY = 0.5  # confidence below which a cause is a guess: it is said, and so is what would decide it
 
 
@@ -48,12 +51,18 @@ def _unexplained(found: Sequence[Finding]) -> list[Finding]:
 
 def _explains(cause: Finding, symptom: Finding) -> bool:
     """Whether one finding is why there is the other: its rule says so, it is as sure or sure enough, and an end elsewhere is another end."""
-    rule = registry.load("rules", cause.cause.replace("-", "_"))
     return (
-        symptom.cause.replace("-", "_") in getattr(rule, "EXPLAINS", ())
+        symptom.cause.replace("-", "_") in _symptoms(cause.cause)
         and cause.confidence >= min(symptom.confidence, SURE)
         and (symptom.cause not in ENDS or _meet(cause.culprit, symptom.culprit))
     )
+
+
+@functools.cache
+def _symptoms(cause: str) -> tuple[str, ...]:
+    """The rules whose findings are only symptoms of a cause; of a cause that has no rule, as only probes find it, none are."""
+    name = cause.replace("-", "_")
+    return getattr(registry.load("rules", name), "EXPLAINS", ()) if name in registry.names("rules") else ()
 
 
 def _meet(one: Culprit, other: Culprit) -> bool:
@@ -62,6 +71,12 @@ def _meet(one: Culprit, other: Culprit) -> bool:
         if mine and its:
             return not set(mine).isdisjoint(its)
     return True
+
+
+def stated_by(lines: Iterable[str], file: str) -> list[Finding]:
+    """The causes that a program's own words name beyond doubt; that something was raised is told by whoever catches it."""
+    found = findings(Run(facts=list(text.lines(lines, file))))
+    return [finding for finding in found if finding.confidence >= BEYOND_DOUBT and finding.cause not in UNDECIDED | {"rank-died-exception"}]
 
 
 def of_rule(run: Run, name: str) -> list[Finding]:

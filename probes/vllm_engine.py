@@ -34,13 +34,11 @@ from typing import Any
 import psutil
 
 from ncclcheck import triage, vllm_answers, vllm_cpu, vllm_model, vllm_reference, vllm_traffic
-from ncclcheck.evidence import text
-from ncclcheck.model import Fact, Run
+from ncclcheck.model import Fact
 from ncclcheck.probe import Rank
 from ncclcheck.rank import run_alone
 from ncclcheck.vllm_answers import Answers
 
-SURE = 0.9  # the least confidence of a cause that is reported as a failure
 TIMEOUT = 300.0
 TIMEOUT_WITH_MODEL = 3600.0  # a large one is read from disk for a long time; --deadline bounds it too
 MIN_RANKS = 1
@@ -148,10 +146,8 @@ def _start(rank: Rank, model: Path, builtin: bool, seconds: dict[str, float]) ->
 
 
 def causes(lines: Sequence[str]) -> list[Fact]:
-    """The causes that vLLM's own words name, as failures; that something was raised is reported by whoever catches it."""
-    found = triage.findings(Run(facts=list(text.lines(lines, "vLLM"))))
-    sure = [finding for finding in found if finding.confidence >= SURE and finding.cause not in triage.UNDECIDED | {"rank-died-exception"}]
-    return [_fail(finding.cause, finding.title, remedy=finding.remedy) for finding in sure]
+    """The causes that vLLM's own words name, as failures."""
+    return [_fail(finding.cause, finding.title, remedy=finding.remedy) for finding in triage.stated_by(lines, "vLLM")]
 
 
 def _exchange(rank: Rank, name: str, group: Any, mine: Any) -> list[Any]:

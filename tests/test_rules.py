@@ -9,7 +9,7 @@ import pytest
 from drawing import drawings, read
 
 from ncclcheck import registry, triage
-from ncclcheck.model import Culprit, Outcome, ProbeResult, Run, Status
+from ncclcheck.model import Culprit, Fact, Outcome, ProbeResult, Run, Status
 
 RULES = registry.names("rules")
 
@@ -111,3 +111,18 @@ def test_a_probe_left_out_by_the_user_is_named_and_not_required() -> None:
 
 def test_an_empty_run_blames_nobody() -> None:
     assert triage.findings(Run())[0].cause == "insufficient-evidence"
+
+
+def test_a_cause_that_no_rule_finds_but_a_probe_does_explains_nothing_and_is_kept() -> None:
+    (finding,) = triage.findings(Run(facts=[Fact("fail", fields={"cause": "network-bypassed", "title": "the traffic took another way"})]))
+    assert (finding.cause, finding.title) == ("network-bypassed", "the traffic took another way")
+
+
+def test_what_a_log_states_beyond_doubt_is_told_and_that_something_was_raised_is_not() -> None:
+    refused = (
+        "RuntimeError: Gloo connectFullMesh failed with [pair.cc:152] timed out connecting: SO_ERROR: Connection refused, remote=[127.0.0.1]:4071"
+    )
+    (finding,) = triage.stated_by([refused + " (rank=1, size=2, local=[127.0.0.1])"], "rank1.log")
+    assert finding.cause == "hostname-resolution" and "GLOO_SOCKET_IFNAME=INTERFACE" in finding.remedy
+    assert finding.evidence[0].file == "rank1.log" and finding.evidence[0].line == 1
+    assert triage.stated_by(["Traceback (most recent call last):", "KeyError: 'labels'"], "rank1.log") == []
