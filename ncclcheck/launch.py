@@ -83,6 +83,7 @@ class LocalLaunch:
             "master-addr": order.master,
             "master-port": order.port,
             "max-restarts": 0,
+            "log-dir": self.folder / "torchrun",  # else it leaves a folder in /tmp
         }
         self._environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = "2"
         self._environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun's own default, said without its warning
