@@ -28,18 +28,19 @@ def findings(run: Run, rule: str) -> list[Finding]:
 def _of_statement(run: Run, cause: str, statement: Statement, facts: Sequence[Fact]) -> Iterator[Finding]:
     titles: dict[str, list[Fact]] = {}
     for fact in facts:
-        titles.setdefault(_filled(statement.title, fact, "{who}"), []).append(fact)
+        titles.setdefault(_filled(statement, statement.title, fact, "{who}"), []).append(fact)
     for title, same in titles.items():
         culprit = _blamed(run, statement, same)
-        remedy = _filled(statement.remedy or CAUSES[cause].remedy, same[0], "the rank")
+        remedy = _filled(statement, statement.remedy or CAUSES[cause].remedy, same[0], "the rank")
         evidence = [fact.source for fact in same if fact.source][:MOST_QUOTES]
         time = min((fact.time for fact in same if fact.time is not None), default=None)
         yield Finding(cause, title.replace("{who}", _who(run, culprit)), culprit, statement.confidence, evidence, remedy, time=time)
 
 
-def _filled(template: str, fact: Fact, who: str) -> str:
-    """The template with the fact's fields in its braces; what the line did not say is `...`."""
-    return re.sub(r"\{(\w+)\}", lambda match: who if match[1] == "who" else str(fact.get(match[1], "...")), template)
+def _filled(statement: Statement, template: str, fact: Fact, who: str) -> str:
+    """The template with the fact's fields, and what is worked out from them, in its braces; what the line did not say is `...`."""
+    words = {**fact.fields, **(statement.figures(fact.fields) if statement.figures else {}), "who": who}
+    return re.sub(r"\{(\w+)\}", lambda match: str(words.get(match[1], "...")), template)
 
 
 def _blamed(run: Run, statement: Statement, facts: Sequence[Fact]) -> Culprit:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from running import until
+from running import SOON, until
 from test_jobs import as_nobody
 
 from ncclcheck.collect import bundle, files, jobs, kernel_log, network, node, patient, processes, pyspy, ras, states
@@ -88,9 +88,9 @@ def hang(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hang]:
     with open(folder / "torchrun.log", "wb") as log:
         process = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", *words], env=env, cwd=folder, stdout=log, stderr=log)
     try:
-        until(lambda: any("rank 1 reads" in path.read_text() for path in folder.glob("logs/**/stdout.log")), 60, "rank 1 at its place")
+        until(lambda: any("rank 1 reads" in path.read_text() for path in folder.glob("logs/**/stdout.log")), SOON, "rank 1 at its place")
         ranks = {member.rank: member for member in jobs.find(process.pid)[0] if member.role == "rank" and member.rank is not None}
-        until(lambda: all((state := processes.read(member.pid)) and state.state == "S" for member in ranks.values()), 20, "both ranks asleep")
+        until(lambda: all((state := processes.read(member.pid)) and state.state == "S" for member in ranks.values()), SOON, "both ranks asleep")
         yield Hang(folder, process, ranks)
     finally:
         process.send_signal(signal.SIGTERM)
@@ -208,8 +208,8 @@ def test_a_source_that_hangs_or_fails_is_named_and_the_others_go_on() -> None:
         yield Taken("b.txt", "b", "here")
         raise KeyError("c")
 
-    assert list(bundle._answers("x", hangs, 0.2)) == [Taken("a.txt", "a", "here"), Missing("x", "no answer in 0.2 s")]
-    assert list(bundle._answers("x", fails, 5)) == [Taken("b.txt", "b", "here"), Missing("x", "KeyError: 'c'")]
+    assert list(bundle._answers("x", hangs, 3)) == [Taken("a.txt", "a", "here"), Missing("x", "no answer in 3 s")]
+    assert list(bundle._answers("x", fails, SOON)) == [Taken("b.txt", "b", "here"), Missing("x", "KeyError: 'c'")]
     assert list(bundle._answers("x", fails, -1)) == [Missing("x", "not asked: 60 s were over")]
 
 
@@ -218,7 +218,7 @@ def test_a_command_that_does_not_end_is_ended_and_one_that_fails_says_why() -> N
         patient.output(("sleep", "1234.5"), 0.2)
     assert not [child for child in processes.descendants(os.getpid()) if b"1234.5" in Path(f"/proc/{child.pid}/cmdline").read_bytes()]
     with pytest.raises(OSError, match="the reason"):
-        patient.output(("sh", "-c", "echo first >&2; echo the reason >&2; exit 3"), 5)
+        patient.output(("sh", "-c", "echo first >&2; echo the reason >&2; exit 3"), SOON)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
@@ -232,7 +232,7 @@ def test_a_refused_ptrace_is_recorded_with_what_would_allow_it(hang: Hang) -> No
 def test_what_a_process_writes_into_a_pipe_is_left_in_it(hang: Hang) -> None:
     code = "import sys; print('for its reader', flush=True); sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        until(lambda: (state := processes.read(process.pid)) and state.state == "S", 10, "the line written")
+        until(lambda: (state := processes.read(process.pid)) and state.state == "S", SOON, "the line written")
         (entry,) = files.logs([replace(hang.ranks[1], pid=process.pid, environ={})])
         assert isinstance(entry, Missing) and entry.what == f"stdout of process {process.pid}" and "kubectl logs" in entry.remedy
         out, _ = process.communicate()
@@ -283,7 +283,8 @@ def service(answers: dict[bytes, bytes]) -> Iterator[int]:
         thread.join(10)
 
 
-def test_nccls_own_service_is_asked_for_its_status(hang: Hang) -> None:
+def test_nccls_own_service_is_asked_for_its_status(hang: Hang, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ras, "BOUND", SOON)
     report = b"NCCL version 2.28.9 compiled with CUDA 13.0\n\nJob summary\n"
     with service({b"CLIENT PROTOCOL 2\n": b"SERVER PROTOCOL 2\n", b"TIMEOUT 3\n": b"OK\n", b"VERBOSE STATUS\n": report}) as port:
         ranks = [replace(member, environ={"NCCL_RAS_ADDR": f"localhost:{port}"}) for member in hang.ranks.values()]

@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from ncclcheck.collect import host, patient
+from ncclcheck.collect.nvml import Nvml, Refused
 from ncclcheck.collect.taken import Item, Missing, Taken
 
 _BOUND = 8.0  # seconds for NVML, and for each report of nvidia-smi
@@ -37,56 +38,48 @@ def reports() -> Iterator[Item]:
 
 def read() -> list[dict[str, Any]]:
     """Each GPU of the machine; None stands for what it does not tell. Memory in bytes, power in watts, clocks in MHz. Raises OSError."""
-    import pynvml
+    with Nvml.live() as nvml:
+        return told(nvml)
 
+
+def told(nvml: Nvml) -> list[dict[str, Any]]:
+    """The same, of an NVML that is there. Raises OSError where it does not even count its GPUs."""
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
+        return [_gpu(nvml, index) for index in range(nvml.ask("count"))]
+    except Refused as error:
         raise OSError(f"NVML: {error}") from None
+
+
+def _gpu(nvml: Nvml, index: int) -> dict[str, Any]:
     try:
-        return [_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
-    except pynvml.NVMLError as error:
-        raise OSError(f"NVML: {error}") from None
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _gpu(nvml: Any, index: int) -> dict[str, Any]:
-    def told(ask: Callable[[Any], Any]) -> Any:
-        try:
-            return ask(handle)
-        except nvml.NVMLError:
-            return None
-
-    try:
-        handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    except nvml.NVMLError as error:
-        return {"index": index, "error": str(error)}  # fallen off the bus, for one
-    memory, load = told(nvml.nvmlDeviceGetMemoryInfo), told(nvml.nvmlDeviceGetUtilizationRates)
-    power = told(nvml.nvmlDeviceGetPowerUsage)
+        name = nvml.ask("name", index)
+    except Refused as error:
+        if error.lost or nvml.text("uuid", index) is None:
+            return {"index": index, "error": str(error)}  # fallen off the bus, for one
+        name = None
+    memory, power, reasons = nvml.table("memory", index), nvml.number("power", index), nvml.number("throttle_reasons", index)
+    mig = nvml.numbers("mig_mode", index)
     return {
         "index": index,
-        "name": told(nvml.nvmlDeviceGetName),
-        "uuid": told(nvml.nvmlDeviceGetUUID),
-        "pci_bus_id": told(lambda gpu: nvml.nvmlDeviceGetPciInfo(gpu).busId),
-        "memory_total": memory and memory.total,
-        "memory_used": memory and memory.used,
-        "utilization_percent": load and load.gpu,
-        "temperature": told(lambda gpu: nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU)),
+        "name": name,
+        "uuid": nvml.text("uuid", index),
+        "pci_bus_id": nvml.text("pci_bus_id", index),
+        "memory_total": memory and memory["total"],
+        "memory_used": memory and memory["used"],
+        "utilization_percent": nvml.number("utilization", index),
+        "temperature": nvml.number("temperature", index),
         "power": power and power / 1000,
-        "sm_clock": told(lambda gpu: nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM)),
-        "sm_clock_max": told(lambda gpu: nvml.nvmlDeviceGetMaxClockInfo(gpu, nvml.NVML_CLOCK_SM)),
-        "throttle_reasons": told(lambda gpu: hex(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu))),
-        "ecc_uncorrected": told(lambda gpu: nvml.nvmlDeviceGetTotalEccErrors(gpu, nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC)),
-        "remapped_rows": told(lambda gpu: list(nvml.nvmlDeviceGetRemappedRows(gpu))),
-        "mig": told(lambda gpu: nvml.nvmlDeviceGetMigMode(gpu)[0]),
-        "compute_mode": told(nvml.nvmlDeviceGetComputeMode),
-        "pcie_generation": told(nvml.nvmlDeviceGetCurrPcieLinkGeneration),
-        "pcie_width": told(nvml.nvmlDeviceGetCurrPcieLinkWidth),
-        "nvlinks": [told(lambda gpu, link=link: nvml.nvmlDeviceGetNvLinkState(gpu, link)) for link in range(_MOST_LINKS)],  # type: ignore[misc]
-        "processes": told(
-            lambda gpu: [{"pid": process.pid, "memory": process.usedGpuMemory} for process in nvml.nvmlDeviceGetComputeRunningProcesses(gpu)]
-        ),
+        "sm_clock": nvml.number("sm_clock", index),
+        "sm_clock_max": nvml.number("sm_clock_max", index),
+        "throttle_reasons": None if reasons is None else hex(reasons),
+        "ecc_uncorrected": nvml.number("ecc_uncorrected", index),
+        "remapped_rows": nvml.numbers("remapped_rows", index),
+        "mig": mig and mig[0],
+        "compute_mode": nvml.number("compute_mode", index),
+        "pcie_generation": nvml.number("pcie_generation", index),
+        "pcie_width": nvml.number("pcie_width", index),
+        "nvlinks": [nvml.number("nvlink_state", index, link) for link in range(_MOST_LINKS)],
+        "processes": nvml.rows("processes", index),
     }
 
 

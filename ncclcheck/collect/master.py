@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import ipaddress
 import os
@@ -19,7 +20,7 @@ CONNECT_BOUND = 2.0
 AT_ONCE = 0.5  # seconds in which a port that is not filtered has answered
 GREETING_BOUND = 1.5
 _ZMTP_SIGNATURE = (b"\xff", b"\x7f")  # first and tenth byte of what a ZeroMQ peer says first (ZMTP 3.1, greeting)
-_OTHER_PORTS = (22, 111, 1)  # asked only whether the host says anything at all; a refusal is an answer
+OTHER_PORTS = (22, 111, 1)  # asked only whether the host says anything at all; a refusal is an answer
 
 
 async def resolve(name: str) -> list[str]:
@@ -33,14 +34,17 @@ def own(address: str, addresses: dict[str, list[str]]) -> bool:
     return ipaddress.ip_address(address).is_loopback or any(address in found for found in addresses.values())
 
 
+def address_towards(address: str) -> str:
+    """The address of this node from which it speaks to another; empty where no way leads there."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((address, 9))  # UDP: nothing is sent, the kernel only chooses the way
+        return str(probe.getsockname()[0])
+    return ""
+
+
 def interface_to(address: str) -> str:
     """The interface of this node that leads to an address (or has it); `INTERFACE` where that cannot be told."""
-    try:
-        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((address, 9))  # UDP: nothing is sent, the kernel only chooses the way
-            mine = probe.getsockname()[0]
-    except OSError:
-        return "INTERFACE"
+    mine = address_towards(address)
     return next((name for name, found in addresses().items() if mine in found and (mine == address or name != "lo")), "INTERFACE")
 
 
@@ -70,9 +74,9 @@ async def look(host: str, name: str, address: str, port: int) -> Fact:
 
     `answer` is one of: refused, unreachable, silent-host, filtered, closed, silent, zmq, other; `text` quotes what was seen.
     """
-    asking = asyncio.ensure_future(_connect(address, port))
+    asking = asyncio.ensure_future(connect(address, port))
     await asyncio.wait([asking], timeout=AT_ONCE)
-    others = [] if asking.done() else await asyncio.gather(*(_connect(address, other) for other in _OTHER_PORTS))
+    others = [] if asking.done() else await asyncio.gather(*(connect(address, other) for other in OTHER_PORTS))
     answer, text = await asking
     if answer == "timeout":
         answer = "filtered" if any(kind in ("refused", "open") for kind, _ in others) else "silent-host"
@@ -81,10 +85,11 @@ async def look(host: str, name: str, address: str, port: int) -> Fact:
     return Fact("master", host, fields={"name": name, "address": address, "port": port, "answer": answer, "text": text})
 
 
-async def _connect(address: str, port: int) -> tuple[str, str]:
+async def connect(address: str, port: int, source: str = "") -> tuple[str, str]:
+    """`open`, `refused`, `unreachable` or `timeout`, and what was seen in words; from one of our own addresses, where `source` names one."""
     try:
         async with asyncio.timeout(CONNECT_BOUND):
-            _, writer = await asyncio.open_connection(address, port)
+            _, writer = await asyncio.open_connection(address, port, local_addr=(source, 0) if source else None)
     except TimeoutError:
         return "timeout", f"no answer from {address}:{port} in {CONNECT_BOUND:g} s"
     except OSError as error:

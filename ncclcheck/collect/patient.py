@@ -7,7 +7,7 @@ import queue
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -15,6 +15,14 @@ _REAPED = 0.5  # seconds in which a killed child is gone, unless it hangs in the
 _leaving = threading.Event()
 _children: set[subprocess.Popen[bytes]] = set()
 _lock = threading.Lock()
+
+
+class Late(TimeoutError):
+    """A command gave no end in time; `said` is what it had printed until then."""
+
+    def __init__(self, seconds: float, said: str) -> None:
+        super().__init__(f"no answer in {seconds:g} s")
+        self.said = said
 
 
 def leave() -> None:
@@ -63,19 +71,19 @@ def items(work: Callable[[], Iterable[T]], seconds: float, *, each: float = math
         given_up.set()
 
 
-def output(words: Sequence[str], seconds: float) -> str:
-    """What a command prints. Raises TimeoutError, or OSError where it cannot be started or fails, with its own last line.
+def output(words: Sequence[str], seconds: float, environ: Mapping[str, str] | None = None) -> str:
+    """What a command prints. Raises TimeoutError (Late), or OSError where it cannot be started or fails, with its own last line.
 
     A child that hangs in the kernel does not die when it is killed; it is not waited for.
     """
     with _lock:
         if _leaving.is_set():
             raise OSError("interrupted")
-        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ)
         _children.add(process)
     try:
         out, error = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
+    except subprocess.TimeoutExpired as late:
         process.kill()
         try:
             process.communicate(timeout=_REAPED)
@@ -83,7 +91,7 @@ def output(words: Sequence[str], seconds: float) -> str:
             for stream in (process.stdout, process.stderr):
                 if stream:
                     stream.close()
-        raise TimeoutError(f"no answer in {seconds:g} s") from None
+        raise Late(seconds, (late.output or b"").decode("utf-8", "replace")) from None
     finally:
         with _lock:
             _children.discard(process)

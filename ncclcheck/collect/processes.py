@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,11 +53,50 @@ def read(pid: int) -> Process | None:
     return Process(pid, fields[0], int(fields[1]), int(fields[19]), cpu, int(fields[49]))
 
 
+class Exit:
+    """How a process that is not our child ends, told by the kernel even after its parent has reaped it (Linux 6.15 and newer)."""
+
+    _GET_INFO = 0xC040FF0B  # PIDFD_GET_INFO with the first, 64 bytes large version of struct pidfd_info (linux/pidfd.h)
+    _WITH_EXIT = 1 << 3  # PIDFD_INFO_EXIT
+
+    def __init__(self, pid: int) -> None:
+        try:
+            self._pidfd: int | None = os.pidfd_open(pid)
+        except OSError:
+            self._pidfd = None
+
+    def code(self) -> int | None:
+        """Exit code, or minus the signal; None where it is not known."""
+        if self._pidfd is None:
+            return None
+        info = bytearray(64)
+        struct.pack_into("<Q", info, 0, self._WITH_EXIT)
+        try:
+            fcntl.ioctl(self._pidfd, self._GET_INFO, info)
+        except OSError:
+            return None
+        mask, status = struct.unpack_from("<Q", info)[0], struct.unpack_from("<i", info, 60)[0]
+        return os.waitstatus_to_exitcode(status) if mask & self._WITH_EXIT else None
+
+    def close(self) -> None:
+        """Let the process go."""
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+            self._pidfd = None
+
+
 def wchan(pid: int) -> str:
     """The kernel function a process waits in; empty where that is not told."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/wchan").read_text().strip("0\n")
     return ""
+
+
+def starved(pid: int) -> float:
+    """Seconds in which a process's main thread could have run and was given no CPU; 0.0 where the kernel does not count them."""
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    return 0.0
 
 
 def variable(pid: int, name: str) -> str:
