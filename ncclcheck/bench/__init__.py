@@ -1,0 +1,1 @@
+"""`ncclcheck bench`: what a model's server does under load, by layout, setting and load, and what bounds it."""
