@@ -1,17 +1,31 @@
-"""A vLLM engine in this process that answers the same prompts greedily wherever it runs, a token of each in every step."""
+"""A vLLM engine in this process that answers the same prompts greedily wherever it runs, and its requests token by token."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ncclcheck.vllm_layout import Layout
+
 TOKENS = 32  # generated for each prompt
 PROMPTS = [[3 + (7 * start + 3 * index * index) % 250 for index in range(64)] for start in range(4)]  # ids that every vocabulary has
-COMPUTED = sum(map(len, PROMPTS)) + len(PROMPTS) * (TOKENS - 1)  # tokens in one run; the last of an answer is never an input
+MIXED = [prompt[:length] for prompt, length in zip(PROMPTS, (5, 23, 64, 41), strict=True)]  # of different lengths
+MIXED_TOKENS = 8
+JOINS = (0, 0, 3, 7)  # how many steps the others have made when each of these is added
+MOST_EMPTY = 64  # steps of an engine that bring no token (they fill its pipeline) before it is stuck
 
 Answers = list[list[int]]  # the tokens of each prompt
+
+
+def _computed(prompts: Sequence[Sequence[int]], tokens: int) -> int:
+    """Tokens that are computed for these prompts with so many tokens generated for each; the last of an answer is never an input."""
+    return sum(map(len, prompts)) + len(prompts) * (tokens - 1)
+
+
+COMPUTED = 2 * (_computed(PROMPTS, TOKENS) + _computed(MIXED, MIXED_TOKENS))  # in all runs: each of these is made twice
+SAMPLED = 2 * (len(PROMPTS) * TOKENS + len(MIXED) * MIXED_TOKENS)
 
 
 def prepare(on_cpu: bool) -> dict[str, str]:
@@ -31,13 +45,16 @@ def prepare(on_cpu: bool) -> dict[str, str]:
     return added
 
 
-def start(model: Path, tensor_parallel: int, builtin: bool, on_cpu: bool) -> Any:
-    """An engine for the model in this folder over `tensor_parallel` ranks; `builtin`: the model is the one that we made."""
+def start(model: Path, layout: Layout, builtin: bool, on_cpu: bool, longest: int | None = None) -> Any:
+    """An engine for the model in this folder over the ranks of `layout`; `builtin`: the model is the one that we made.
+
+    `longest`: tokens of a request that it must have room for. On a GPU its cache then gets what vLLM would give it, instead of 1 GiB.
+    """
     from vllm import EngineArgs, LLMEngine
 
     arguments: dict[str, Any] = {
-        "model": str(model), "tensor_parallel_size": tensor_parallel, "seed": 0, "enforce_eager": True, "skip_tokenizer_init": True,
-        "enable_prefix_caching": False, "max_model_len": 256, "max_num_seqs": 8, "disable_log_stats": True,
+        "model": str(model), "tensor_parallel_size": layout.tp, "pipeline_parallel_size": layout.pp, "seed": 0, "enforce_eager": True,
+        "skip_tokenizer_init": True, "enable_prefix_caching": False, "max_model_len": longest or 256, "max_num_seqs": 8, "disable_log_stats": True,
         "async_scheduling": False,  # one step of the engine is one token
         "disable_custom_all_reduce": True,  # NCCL is what is to be proved
         "distributed_timeout_seconds": 120,
@@ -47,26 +64,51 @@ def start(model: Path, tensor_parallel: int, builtin: bool, on_cpu: bool) -> Any
         arguments["dtype"] = "float32"  # in bf16 the order of summation changes tokens, so TP=1 and TP=N differ
         if not on_cpu:
             arguments["attention_backend"] = "TRITON_ATTN"  # takes float32
-    if tensor_parallel > 1:
+    if longest and not builtin and not on_cpu:
+        del arguments["kv_cache_memory_bytes"]
+    if "WORLD_SIZE" in os.environ:  # a rank of a job; a single one, too: any other executor's store would wait for the one that torchrun serves
         arguments["distributed_executor_backend"] = "external_launcher"
     return LLMEngine.from_engine_args(EngineArgs(**arguments))
 
 
-def ask(engine: Any, run: str) -> tuple[Callable[[], None], dict[str, list[int]]]:
-    """Give the prompts to the engine. Returns its step, and where the tokens appear."""
-    from vllm import SamplingParams
+class Requests:
+    """Requests to one engine. `tokens` of each are there as they arrive; `odd` names each arrival that was not one token more."""
 
-    greedy = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True, detokenize=False)
-    names = [f"{run}-{index}" for index in range(len(PROMPTS))]
-    tokens: dict[str, list[int]] = {name: [] for name in names}
-    for name, prompt in zip(names, PROMPTS, strict=True):
-        engine.add_request(name, {"prompt_token_ids": prompt}, greedy)
+    def __init__(self, engine: Any) -> None:
+        self.tokens: dict[str, list[int]] = {}
+        self.odd: list[str] = []
+        self._engine = engine
 
-    def step() -> None:
-        for output in engine.step():
-            tokens[output.request_id] = list(output.outputs[0].token_ids)
+    @property
+    def answers(self) -> Answers:
+        """The tokens of every request, in the order in which they were added."""
+        return list(self.tokens.values())
 
-    return step, tokens
+    @property
+    def open(self) -> bool:
+        """Whether a request still waits for tokens."""
+        return bool(self._engine.has_unfinished_requests())
+
+    def add(self, name: str, prompt: list[int], tokens: int) -> None:
+        """Ask for exactly so many tokens, the likeliest each."""
+        from vllm import SamplingParams
+
+        self.tokens[name] = []
+        greedy = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
+        self._engine.add_request(name, {"prompt_token_ids": prompt}, greedy)
+
+    def step(self) -> None:
+        """Run the engine until tokens arrive. Raises RuntimeError where none do."""
+        for _ in range(MOST_EMPTY):
+            if arrived := self._engine.step():
+                break
+        else:
+            raise RuntimeError(f"the engine made {MOST_EMPTY} steps without a token")
+        for output in arrived:
+            known, got = self.tokens[output.request_id], list(output.outputs[0].token_ids)
+            if got[:-1] != known:
+                self.odd.append(f"request {output.request_id} had {len(known)} tokens and in the next step {len(got)}")
+            self.tokens[output.request_id] = got
 
 
 def stop(engine: Any) -> None:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ncclcheck.collect import hub
+
 HEAD_DIM = 32  # vLLM's CPU attention takes 32, 64, 80, ..., and fails at the first token for others
-LAYERS = 2
+LAYERS = 2  # at least
 SCALE = 0.2  # of the weights: large enough that the best token leads by far, so another order of summation changes nothing
 WHOLE = 64 * 2**20  # a weights file up to this size is hashed whole
 BLOCK, BLOCKS = 2**20, 16  # of a larger one, this many blocks at even distances (a 140 GB model would take minutes)
 
 
-def config(tp: int) -> dict[str, Any]:
-    """The model's config.json: at least 4 heads, and every dimension that tensor parallelism splits divisible by `tp`."""
+def config(tp: int, pp: int = 1) -> dict[str, Any]:
+    """The model's config.json: at least 4 heads, every dimension that tensor parallelism splits divisible by `tp`, equally many layers in
+    each of `pp` stages.
+    """
     heads = tp * -(-4 // tp)
     hidden = 4 * heads * -(-32 // heads)  # transformers wants a multiple of the heads, GPUs a multiple of 16 bytes; 128 for 4 to 32 heads
     return {
@@ -24,7 +29,7 @@ def config(tp: int) -> dict[str, Any]:
         "model_type": "llama",
         "hidden_size": hidden,
         "intermediate_size": 64 * heads,
-        "num_hidden_layers": LAYERS,
+        "num_hidden_layers": pp * -(-LAYERS // pp),
         "num_attention_heads": heads,
         "num_key_value_heads": heads,
         "head_dim": HEAD_DIM,
@@ -43,16 +48,22 @@ def config(tp: int) -> dict[str, Any]:
     }
 
 
-def write(folder: Path, tp: int, seed: int = 0) -> None:
+def dimensions(tp: int, pp: int) -> tuple[int, int, int]:
+    """The model's hidden size, layers and vocabulary."""
+    shape = config(tp, pp)
+    return shape["hidden_size"], shape["num_hidden_layers"], shape["vocab_size"]
+
+
+def write(folder: Path, tp: int, pp: int = 1, seed: int = 0) -> None:
     """Write config.json and model.safetensors (float32) into `folder`, which is made; there is no tokenizer.
 
-    The file holds the whole model, so TP=1 and TP=`tp` load the same weights from it.
+    The file holds the whole model, so one rank and `tp` x `pp` ranks load the same weights from it.
     """
     import torch
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    shape = config(tp)
+    shape = config(tp, pp)
     (folder / "config.json").write_text(json.dumps(shape, indent=1), encoding="utf-8")
     generator = torch.Generator().manual_seed(seed)
 
@@ -66,7 +77,7 @@ def write(folder: Path, tp: int, seed: int = 0) -> None:
         "model.norm.weight": torch.ones(hidden),
         "lm_head.weight": matrix(vocabulary, hidden),
     }
-    for index in range(LAYERS):
+    for index in range(shape["num_hidden_layers"]):
         layer = f"model.layers.{index}"
         for name in ("q", "k", "v"):
             weights[f"{layer}.self_attn.{name}_proj.weight"] = matrix(attention, hidden)
@@ -79,13 +90,10 @@ def write(folder: Path, tp: int, seed: int = 0) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def reduced_bytes(tp: int, tokens: int) -> int:
-    """Bytes that tensor parallelism all-reduces while the model made for `tp` computes `tokens` tokens.
-
-    One all-reduce of the hidden state for the embedding, one for each attention and one for each MLP.
-    """
-    width: int = config(tp)["hidden_size"] * 4
-    return (2 * LAYERS + 1) * tokens * width
+def find(model: str) -> Path | None:
+    """The folder of a model on this node: a path, or the cached snapshot of a Hugging Face name."""
+    folder, missing = hub.find(model, os.environ)
+    return folder if not missing and folder.is_dir() else None
 
 
 def digest(folder: Path) -> str:
@@ -96,6 +104,11 @@ def digest(folder: Path) -> str:
         for block in _blocks(path):
             sha.update(block)
     return sha.hexdigest()
+
+
+def weights_bytes(folder: Path) -> int:
+    """Size of the weights in `folder`."""
+    return sum(path.stat().st_size for path in {*folder.glob("*.safetensors"), *folder.glob("*.bin")})
 
 
 def _blocks(path: Path) -> Iterator[bytes]:

@@ -10,8 +10,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ncclcheck import parent, vllm_answers
+import psutil
+
+from ncclcheck import parent, units, vllm_answers, vllm_model
 from ncclcheck.vllm_answers import Answers
+from ncclcheck.vllm_layout import Layout
 
 BOUND = 120  # seconds for the whole process
 
@@ -30,17 +33,35 @@ def answers(model: Path) -> Answers:
     return found
 
 
+def free_bytes() -> int:
+    """Bytes that this rank has free for weights: of its GPU's memory, or of the host's, shared with the ranks beside it."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def why_none(model: Path, free: int) -> str:
+    """Why a model that we did not make has no such reference, where a rank has `free` bytes."""
+    if (size := vllm_model.weights_bytes(model)) > free:
+        return f"its weights ({units.bytes_text(size)}) do not fit into the {units.bytes_text(free)} that one rank has free"
+    return "in its own dtype another order of summation gives other tokens, so one rank may differ without a fault"
+
+
 def main(model: Path, out: Path) -> None:
     """What the process does. It ends with its parent, and in any case after its time."""
     parent.follow()
     signal.alarm(BOUND)
     import torch
 
-    engine = vllm_answers.start(model, 1, builtin=True, on_cpu=not torch.cuda.is_available())
-    step, tokens = vllm_answers.ask(engine, "reference")
-    for _ in range(vllm_answers.TOKENS):
-        step()
-    out.write_text(json.dumps(list(tokens.values())), encoding="utf-8")
+    engine = vllm_answers.start(model, Layout(1), builtin=True, on_cpu=not torch.cuda.is_available())
+    requests = vllm_answers.Requests(engine)
+    for index, prompt in enumerate(vllm_answers.PROMPTS):
+        requests.add(f"reference-{index}", prompt, vllm_answers.TOKENS)
+    while requests.open:
+        requests.step()
+    out.write_text(json.dumps(requests.answers), encoding="utf-8")
     vllm_answers.stop(engine)
 
 

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from uuid import uuid4
 
 import psutil
 import pytest
+from running import SOON, free_port, until
 
-from ncclcheck import vllm_answers, vllm_model, vllm_traffic
+from ncclcheck import vllm_answers, vllm_failures, vllm_model, vllm_traffic
 from ncclcheck.collect import processes
 from ncclcheck.evidence import vllm_log
-from ncclcheck.journal import Journal, SlotReader, create_slots
+from ncclcheck.journal import Journal, Slot, SlotReader, create_maps
 from ncclcheck.model import RankId
 from ncclcheck.probe import Rank
-from ncclcheck.probes import vllm_engine
+from ncclcheck.vllm_layout import Layout
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0")
@@ -97,7 +97,7 @@ STATED = [
 
 @pytest.mark.parametrize(("line", "cause", "title", "remedy"), STATED, ids=lambda value: value[:30])
 def test_what_the_engine_raises_names_its_cause_with_its_numbers(line: str, cause: str, title: str, remedy: str) -> None:
-    (fact,) = vllm_engine.causes(["Traceback (most recent call last):", line, line])
+    (fact,) = vllm_failures.causes(["Traceback (most recent call last):", line, line])
     assert (fact.kind, fact.get("cause")) == ("fail", cause)
     assert title in fact.get("title")
     assert remedy in fact.get("remedy")
@@ -113,11 +113,11 @@ def test_what_the_engine_raises_names_its_cause_with_its_numbers(line: str, caus
     ],
 )
 def test_a_consequence_and_an_error_of_unknown_cause_name_none(line: str) -> None:
-    assert vllm_engine.causes([line]) == []
+    assert vllm_failures.causes([line]) == []
 
 
 def test_a_healthy_start_names_no_cause_and_is_recognised() -> None:
-    assert vllm_engine.causes(HEALTHY) == []
+    assert vllm_failures.causes(HEALTHY) == []
     assert vllm_log.sniff("\n".join(HEALTHY))
     assert not vllm_log.sniff("gpu-07:1234:1240 [0] NCCL INFO Bootstrap : Using eth0:10.0.0.7<0>\n")
 
@@ -163,30 +163,30 @@ def test_the_digest_of_large_weights_sees_their_size_their_begin_and_their_end(t
 
 
 def participant(rank: int, **other: object) -> dict[str, object]:
-    return {"rank": rank, "tp_rank": rank, "host": f"gpu-0{rank}", "pid": 100, "weights": "aaaa", **other}
+    return {"rank": rank, "tp_rank": rank, "pp_rank": 0, "host": f"gpu-0{rank}", "pid": 100, "weights": "aaaa", **other}
 
 
 def test_every_rank_once_with_equal_weights_is_in_order() -> None:
-    assert vllm_engine.attendance([participant(0), participant(1)], 2) == []
+    assert vllm_failures.attendance([participant(0), participant(1)], Layout(2)) == []
 
 
 def test_a_rank_that_took_no_part_is_noticed() -> None:
-    (fact,) = vllm_engine.attendance([participant(0), participant(1)], 3)
+    (fact,) = vllm_failures.attendance([participant(0), participant(1)], Layout(3))
     assert fact.get("cause") == "world-size-mismatch"
 
 
 def test_different_weights_name_who_holds_which() -> None:
-    (fact,) = vllm_engine.attendance([participant(0), participant(1, weights="bbbb"), participant(2)], 3)
+    (fact,) = vllm_failures.attendance([participant(0), participant(1, weights="bbbb"), participant(2)], Layout(3))
     assert fact.get("cause") == "weights-differ"
     assert fact.get("title") == "the ranks loaded different weights: aaaa on rank 0 (gpu-00), rank 2 (gpu-02); bbbb on rank 1 (gpu-01)"
 
 
 def test_the_first_different_token_is_named() -> None:
-    assert vllm_engine.difference("TP=1", [[1, 2], [3, 4]], "TP=2", [[1, 2], [3, 4]]) is None
-    fact = vllm_engine.difference("TP=1", [[1, 2], [3, 4]], "TP=2", [[1, 2], [3, 5]])
+    assert vllm_failures.difference("TP=1", [[1, 2], [3, 4]], "TP=2", [[1, 2], [3, 4]]) is None
+    fact = vllm_failures.difference("TP=1", [[1, 2], [3, 4]], "TP=2", [[1, 2], [3, 5]])
     assert fact is not None
     assert fact.get("title") == "TP=2 answers prompt 1 with token 5 at position 1, TP=1 with 4"
-    short = vllm_engine.difference("TP=1", [[1, 2]], "TP=2", [[1]])
+    short = vllm_failures.difference("TP=1", [[1, 2]], "TP=2", [[1]])
     assert short is not None
     assert (short.get("position"), short.get("expected"), short.get("actual")) == (1, 2, None)
 
@@ -237,7 +237,7 @@ class Job:
         for process in marked:
             process.kill()
         for started in self._started:
-            started.communicate(timeout=10)
+            started.communicate(timeout=SOON)
         for path in mapped:
             Path(path).unlink(missing_ok=True)
 
@@ -252,53 +252,56 @@ def job(tmp_path: Path) -> Iterator[Job]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(140)
+@pytest.mark.timeout(200)
 def test_an_engine_over_two_ranks_answers_as_one_rank_does_and_leaves_nothing(job: Job) -> None:
     process = job.start(*TORCHRUN, "-m", "ncclcheck.probes.vllm_engine")
-    output, _ = process.communicate(timeout=130)
+    output, _ = process.communicate(timeout=190)
     assert process.returncode == 0, output
     (engine,) = [line for line in output.splitlines() if line.startswith("rank 0: engine ")]
     assert "tensor_parallel=2" in engine
     assert "tokens_equal=True" in engine
     assert "TP=1 with TP=2" in engine
     assert "backend=shared memory" in engine
-    assert job.left() == []
+    until(lambda: not job.left(), SOON, "the end of all that was started")
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(140)
+@pytest.mark.timeout(200)
 def test_a_rank_with_other_weights_is_caught_although_the_ranks_agree_on_every_token(job: Job, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    ranks = []
+    ranks, port = [], free_port()
     for rank in (0, 1):
         model = tmp_path / f"model{rank}"
         vllm_model.write(model, tp=2, seed=rank)
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         ranks.append(job.start("-m", "ncclcheck.probes.vllm_engine", **place, NCCLCHECK_OPTIONS=json.dumps({"model": str(model)})))
-    outputs = [process.communicate(timeout=130)[0] for process in ranks]
+    outputs = [process.communicate(timeout=190)[0] for process in ranks]
     assert ranks[0].returncode == 1, outputs[0]
     failures = [line for output in outputs for line in output.splitlines() if ": fail " in line]
     assert len(failures) == 1
     assert failures[0].startswith("rank 0: fail cause=weights-differ title=the ranks loaded different weights: ")
     assert "tokens_equal=True" in outputs[0]
-    assert job.left() == []
+    until(lambda: not job.left(), SOON, "the end of all that was started")
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(140)
+@pytest.mark.timeout(200)
 def test_a_rank_killed_while_tokens_are_generated_leaves_the_step_it_was_in(job: Job, tmp_path: Path) -> None:
-    create_slots(tmp_path / "slots", 2)
+    create_maps(tmp_path, 2)
     planted = {"NCCLCHECK_DIR": str(tmp_path), "NCCLCHECK_INJECT": "kill@rank=1,after=20", "NCCLCHECK_PARENT": str(os.getpid())}
     process = job.start("-m", "ncclcheck.torchrun", *TORCHRUN[2:], "-m", "ncclcheck.rank", "vllm_engine", **planted)
     reader = SlotReader(tmp_path / "slots", 2)
-    deadline = time.monotonic() + 120
-    while not ((victim := reader.read()[1]) and ((seen := processes.read(victim.pid)) is None or seen.dead)):  # reaped, or not yet
-        assert process.poll() is None and time.monotonic() < deadline, victim
-        time.sleep(0.05)
-    survivor = reader.read()[0]
-    assert survivor
+    deadline = time.monotonic() + 180
+
+    def await_slot(rank: int, reached: Callable[[Slot], bool]) -> Slot:
+        while not ((slot := reader.read()[rank]) and reached(slot)):
+            assert process.poll() is None and time.monotonic() < deadline, slot
+            time.sleep(0.05)
+        return slot
+
+    victim = await_slot(1, lambda slot: (seen := processes.read(slot.pid)) is None or seen.dead)  # reaped, or not yet
+    victim = await_slot(1, lambda _: True)  # once more: the first was read before its death was
+    survivor = await_slot(0, lambda slot: slot.seq > 20)
     assert (victim.name, victim.seq, victim.step.inside) == ("vllm generate", 20, False)
     assert (survivor.name, survivor.seq, survivor.step.inside) == ("vllm generate", 21, True)
     job.end()
-    assert list(job.processes()) == []
+    until(lambda: not list(job.processes()), SOON, "the end of all that was started")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import re
 import re._parser as parser  # type: ignore[import-not-found]  # the standard library's own parser of patterns, for the anchors
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,6 +94,7 @@ class Statement:
     remedy: str = ""
     confidence: float = 0.9
     blames: str = "speaker"
+    figures: Callable[[Mapping[str, Any]], Mapping[str, str]] | None = None  # more for the braces, worked out from the groups
 
 
 @dataclass(frozen=True, slots=True)

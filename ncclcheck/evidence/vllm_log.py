@@ -119,13 +119,16 @@ _SNIFF = re.compile(r"\bvllm[./]|\bVLLM_|Initializing a V1 LLM engine|\((?:Engin
 # What a start prints when it enters each phase, in their order; it is in the last one that was seen.
 _PHASES = (
     ("configuration", re.compile(r"non-default args|Initializing a V1 LLM engine")),
+    ("placement", re.compile(r"placement group")),
     ("rendezvous", re.compile(r"\bworld_size=\d+ rank=\d+ local_rank=\d+ distributed_init_method=")),
     ("groups", re.compile(r"CPU SHM communicator disabled|vLLM is using nccl==")),
     ("weights", re.compile(r"Starting to load model|rank \d+ in world size \d+ is assigned as DP rank")),
-    ("kv-cache", re.compile(r"Loading weights took|Model loading took|KV cache size:|Available KV cache memory")),
+    ("kv-cache", re.compile(r"Loading weights took|Model loading took|KV cache size:|Available KV cache memory|GiB for KV cache")),
     ("compile", re.compile(r"Dynamo bytecode transform time|Compiling a graph for|Capturing CUDA graphs")),
     ("ready", re.compile(r"init engine \(profile, create kv cache, warmup model\) took|Application startup complete")),
 )
+
+PHASES = tuple(name for name, _ in _PHASES)
 
 _ARGUMENTS = (
     "tensor_parallel_size",
@@ -195,9 +198,12 @@ def sniff(head: str) -> bool:
     return bool(_SNIFF.search(head))
 
 
-def phase(lines: Iterable[str]) -> str:
-    """How far the start came: configuration, rendezvous, groups, weights, kv-cache, compile or ready; "" before the first."""
-    reached = -1
+def phase(lines: Iterable[str], since: str = "") -> str:
+    """How far the start came: configuration, placement (with Ray), rendezvous, groups, weights, kv-cache, compile or ready; "" before the first.
+
+    `since` is the phase that earlier lines had reached.
+    """
+    reached = PHASES.index(since) if since else -1
     for line in lines:
         for index in range(len(_PHASES) - 1, reached, -1):
             if _PHASES[index][1].search(line):
