@@ -7,6 +7,8 @@ import signal
 
 EXPECT = "process-stopped"
 SAFE = True
+STRIKES = "step"
+PROBES = ("training", "vllm_engine")
 
 
 def inject() -> None:

@@ -6,6 +6,7 @@ import threading
 
 EXPECT = "rank-stuck-in-python"
 SAFE = True
+STRIKES = "step"
 
 
 def inject() -> None:

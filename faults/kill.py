@@ -7,6 +7,8 @@ import signal
 
 EXPECT = "rank-killed"
 SAFE = True
+STRIKES = "step"
+PROBES = ("training", "vllm_engine")
 
 
 def inject() -> None:

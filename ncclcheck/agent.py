@@ -11,17 +11,25 @@ import ctypes
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from ncclcheck import examination, wire
+import msgspec
+
+from ncclcheck import asking, examination, fault, paths, wire
 from ncclcheck.bounded import Awake, bounded
 from ncclcheck.collect import bundle
-from ncclcheck.journal import Line
-from ncclcheck.launch import LocalLaunch
+from ncclcheck.doors import Doors
+from ncclcheck.guarded import Guard
+from ncclcheck.launch import LocalLaunch, Seen
 from ncclcheck.model import Fact
+from ncclcheck.neighbourhood import Neighbourhood
+from ncclcheck.trying import Trier
 
 POLL_BOUND = 30.0  # seconds that a look may take (/proc and disks may be slow)
 TICK = 0.1  # seconds between two looks at the local ranks
+LOOK_AFTER = 2.0  # seconds of node 0's silence after which the way to it is tried
 SHIP = 0.5  # seconds between two reports of changes; deaths and stops are reported at once
 REPEAT = 2.0
 HELLO_EVERY = 1.0
@@ -29,7 +37,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 class NodeLost(Exception):
-    """Node 0 has been silent for wire.SILENCE seconds; args: what this node's ranks were doing, as facts."""
+    """Node 0 has been silent for wire.SILENCE seconds; args: what this node's ranks were doing and how the network is, as facts."""
 
 
 class Paused(Exception):
@@ -39,8 +47,13 @@ class Paused(Exception):
 class Agent:
     """One node's agent. `run` returns the report that node 0 sent, as JSON bytes."""
 
-    def __init__(self, client: wire.Client, hello: wire.Hello, folder: Path, say: Callable[[str], None], pid: int | None = None) -> None:
-        """`folder` is where run directories are made; `say` shows one line of progress; only `pid`'s job is examined, if given."""
+    def __init__(
+        self, client: wire.Client, hello: wire.Hello, folder: Path, say: Callable[[str], None], pid: int | None = None, doors: Doors | None = None
+    ) -> None:
+        """`folder` is where run directories are made; `say` shows one line of progress; only `pid`'s job is examined, if given.
+
+        `doors` are where others try the ways to this node.
+        """
         self._client = client
         self._hello = hello
         self._folder = folder
@@ -49,12 +62,18 @@ class Agent:
         self._run_id = ""
         self._node_rank = -1
         self._node_folder = folder
+        doors = doors or Doors()
+        self._around = Neighbourhood(hello.host, doors.first)
+        self._trier = Trier(hello.host, doors)
+        self._looking: asyncio.Task[list[Fact]] | None = None  # at the network, while node 0 is silent
         self._awake = Awake()
         self._heard = -1.0  # waking time of node 0's last message; -1.0: never
         self._orders: deque[wire.Any_] = deque()
         self._news = asyncio.Event()
         self._launches: dict[str, LocalLaunch] = {}
         self._watching: dict[str, asyncio.Task[None]] = {}
+        self._guards: dict[str, Guard] = {}  # launch -> what breaks this node during it
+        self._ending: dict[str, asyncio.Task[list[Fact]]] = {}  # launch -> its end, which nothing cuts short
         self._jobs: set[asyncio.Task[None]] = set()
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
@@ -73,9 +92,16 @@ class Agent:
         """Whether the roll call was completed with this node."""
         return self._node_rank >= 0
 
+    @property
+    def lost_node0(self) -> Fact:
+        """What is to be said of node 0 when it is lost; its host is None where it never said its name."""
+        node0, fell_silent = self._around.node0, time.monotonic() - (self._awake.seconds - self._heard)
+        fields = {"node_rank": 0, "reason": f"silent for {wire.SILENCE:g} s", "closed": wire.ended(self._client.closed, fell_silent)}
+        return Fact("agent-lost", node0.host if node0 else None, fields=fields)
+
     async def run(self) -> bytes:
         """Take orders until the verdict comes. Raises NodeLost or Paused. Whatever happens, no rank of this node outlives it."""
-        always = [asyncio.create_task(work) for work in (self._awake.keep(), self._beat(), self._hear())]
+        always = [asyncio.create_task(work) for work in (self._awake.keep(), self._beat(), self._hear(), self._client.watch())]
         try:
             while True:
                 for task in [task for task in (*self._watching.values(), *self._jobs, *always) if task.done()]:
@@ -91,13 +117,21 @@ class Agent:
                         self._client.send(wire.Ack())
                         return message.report
                     self._obey(message)
+                self._look_around()
                 if self.met and self._awake.seconds - self._heard > wire.SILENCE:
                     if self._awake.absent > wire.PAUSE:
                         raise Paused(self._awake.absent)
-                    raise NodeLost(await self._look())
+                    seen = await self._look()
+                    if self._guards:  # node 0 is looking at the way, too, and must not find it mended
+                        await asyncio.sleep(wire.BEAT + paths.WHOLE)
+                    raise NodeLost(seen)
         finally:
             for task in always:
                 task.cancel()
+            self._around.rest()
+            self._trier.rest()
+            if self._looking:
+                self._looking.cancel()
             await self._end_all()
 
     async def _hear(self) -> None:
@@ -120,22 +154,42 @@ class Agent:
         match message:
             case wire.Roster(there=there, missing=missing, seconds_left=left):
                 self._say(f"roll call: {', '.join(there)} here; waiting for {', '.join(missing)} ({left:.0f} s left)")
-            case wire.Welcome(run_id=run_id, node_rank=node_rank):
+            case wire.Welcome(run_id=run_id, node_rank=node_rank, peers=peers, node0=node0):
+                self._around.learn(node_rank, peers, node0)
                 self._run_id, self._node_rank = run_id, node_rank
                 self._node_folder = self._folder / run_id / f"node{node_rank}-{self._hello.host}"
                 self._node_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            case wire.Survey():
+                self._spawn(self._survey(message))
             case wire.Launch():
                 self._start(message)
             case wire.Collect(launch=name) if name in self._launches:
-                self._spawn(self._collect(name))
-            case wire.Stop(launch=name) if name in self._launches:
+                self._spawn(self._collect(message))
+            case wire.Collect(launch=name):  # it has ended here
+                self._client.send(wire.Collected(name, []))
+            case wire.Stop(launch=name):
                 self._spawn(self._stop(name))
+            case wire.Strike(launch=name) if name in self._launches:
+                self._spawn(self._strike(message))
+            case wire.Try():
+                self._spawn(self._try(message))
             case wire.Examine():
                 self._spawn(self._examine())
+
+    async def _survey(self, order: wire.Survey) -> None:
+        """Say what this node is and has."""
+        try:
+            found = await asking.inventory(order.question, order.sections, {"NCCLCHECK_RUN": self._run_id})
+            self._client.send(wire.Surveyed(asking.pack(found)))
+            with contextlib.suppress(OSError):  # a copy for people: a full disk is no reason to give no answer
+                await bounded((self._node_folder / "inventory.json").write_bytes, POLL_BOUND, msgspec.json.format(msgspec.json.encode(found)))
+        except (OSError, ValueError) as error:  # TimeoutError is one
+            self._client.send(wire.Surveyed(b"", str(error)))
 
     def _start(self, order: wire.Launch) -> None:
         task = dict(self._hello.task) if self._hello.task else None
         launch = LocalLaunch(order, self._node_rank, self._node_folder, self._run_id, self._hello.host, task)
+        self._around.begin()
         launch.start()
         self._launches[order.id] = launch
         self._watching[order.id] = asyncio.create_task(self._watch(launch))
@@ -143,30 +197,50 @@ class Agent:
     async def _watch(self, launch: LocalLaunch) -> None:
         """Look at the local ranks every TICK and report what changed, and every REPEAT seconds all of it (a message may be lost)."""
         sent: dict[int, int] = {}  # rank -> writes of its slot as last sent
-        lines: list[Line] = []
         shipped = repeated = 0.0
         while True:
-            slots, new, beats, facts, over = await bounded(launch.poll, POLL_BOUND)
-            lines += new
+            await bounded(launch.poll, POLL_BOUND)
             now = time.monotonic()
-            if now - repeated >= REPEAT:
-                sent, repeated = {}, now
-            changed = [slot for slot in slots if sent.get(slot.rank) != slot.writes]
-            if facts or (now - shipped >= SHIP and (changed or lines or beats or over)):
-                *first, last = wire.batches(lines)
-                for batch in first:
-                    self._client.send(wire.Progress(launch.id, [], batch, {}, []))
-                self._client.send(wire.Progress(launch.id, changed, last, beats, facts, over))
-                sent |= {slot.rank: slot.writes for slot in changed}
-                lines, shipped = [], now
+            if launch.urgent or now - shipped >= SHIP:
+                if now - repeated >= REPEAT:
+                    sent, repeated = {}, now
+                seen = launch.take()
+                changed = [slot for slot in seen.slots if sent.get(slot.rank) != slot.writes]
+                if changed or seen.lines or seen.beats or seen.facts or seen.over:
+                    self._ship(launch.id, replace(seen, slots=changed))
+                    sent |= {slot.rank: slot.writes for slot in changed}
+                    shipped = now
             await asyncio.sleep(TICK)
 
-    async def _collect(self, name: str) -> None:
-        launch = self._launches[name]
-        facts = await launch.collect()
-        slots, lines, beats, news, over = await bounded(launch.poll, POLL_BOUND)
-        self._client.send(wire.Progress(name, slots, lines, beats, news, over))  # so that all nodes are seen as of now
+    def _ship(self, name: str, seen: Seen) -> None:
+        """Report what was seen, in as many messages as its journal lines need."""
+        *first, last = wire.batches(seen.lines)
+        now = time.monotonic()
+        for batch in first:
+            self._client.send(wire.Progress(name, [], batch, {}, [], sent=now))
+        rest = (seen.beats, seen.facts, seen.over, now, seen.blocks, seen.starved)
+        self._client.send(wire.Progress(name, seen.slots, last, *rest))
+
+    async def _collect(self, order: wire.Collect) -> None:
+        name, launch = order.launch, self._launches[order.launch]
+        await bounded(launch.poll, POLL_BOUND)
+        looks = [look for wanted, look in ((order.ranks, partial(launch.collect, order.recorder)), (order.network, self._around.look)) if wanted]
+        seen = await asyncio.gather(*(look() for look in looks))
+        facts = [fact for part in seen for fact in part]
+        await bounded(launch.poll, POLL_BOUND)
+        self._ship(name, launch.take())  # so that all nodes are seen as of now
         self._client.send(wire.Collected(name, facts))
+
+    async def _strike(self, order: wire.Strike) -> None:
+        """Break this node as ordered; node 0 hears where that cannot be done."""
+        launch, spec = self._launches[order.launch], fault.parse(order.fault)
+        guard = self._guards[order.launch] = Guard(spec.name, launch.place(spec.rank, order.others, order.ports))
+        if reason := await guard.struck():
+            refused = Fact("not-planted", self._hello.host, spec.rank, fields={"fault": spec.name, "reason": reason})
+            self._client.send(wire.Progress(order.launch, [], [], {}, [refused]))
+
+    async def _try(self, order: wire.Try) -> None:
+        self._client.send(await self._trier.answer(order, self._node_rank))
 
     async def _stop(self, name: str) -> None:
         self._client.send(wire.Stopped(name, await self.end(name)))
@@ -183,25 +257,48 @@ class Agent:
             self._client.send(wire.Examined(number, len(pieces), piece))
 
     async def end(self, name: str) -> list[Fact]:
-        """End one launch's ranks here; what of them is left. A launch is ended once."""
-        launch = self._launches.pop(name, None)
-        if launch is None:
-            return []
+        """End one launch's ranks here; what of them is left. A launch is ended once, and to its end: who is cancelled only does not hear of it."""
+        self._begin_to_end(name)
+        return await asyncio.shield(self._ending[name]) if name in self._ending else []
+
+    def _begin_to_end(self, name: str) -> None:
+        if name in self._launches:
+            self._ending[name] = asyncio.create_task(self._end(name, self._launches.pop(name)))
+
+    async def _end(self, name: str, launch: LocalLaunch) -> list[Fact]:
+        if guard := self._guards.pop(name, None):
+            await guard.undo()
         watching = self._watching.pop(name)
         watching.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watching
+        await asyncio.wait([watching])  # however it ended: run() has heard of it, or will not any more
         return await launch.end()
 
+    def _look_around(self) -> None:
+        """While node 0 is silent, look at the network once: when it counts as lost, it is known why."""
+        silent = self.met and self._awake.seconds - self._heard > LOOK_AFTER
+        if silent and not self._looking:
+            self._looking = asyncio.create_task(self._around.look([self._around.node0] if self._around.node0 else []))
+        elif not silent and self._looking:
+            self._looking.cancel()
+            self._looking = None
+
     async def _look(self) -> list[Fact]:
-        """Collect from every launch of this node that is running."""
-        return [fact for launch in self._launches.values() for fact in await launch.collect()]
+        """Collect from every launch of this node that is running, and from the network."""
+        self._look_around()
+        looking = [self._looking] if self._looking else []
+        seen = await asyncio.gather(*(launch.collect() for launch in self._launches.values()), *looking)
+        return [fact for part in seen for fact in part]
 
     async def _end_all(self) -> None:
         for job in list(self._jobs):
             job.cancel()
         for name in list(self._launches):
-            await self.end(name)
+            self._begin_to_end(name)
+        while pending := [ending for ending in self._ending.values() if not ending.done()]:
+            with contextlib.suppress(asyncio.CancelledError):  # who is in a hurry waits, too: each end has its bound
+                await asyncio.wait(pending)
+        for ending in self._ending.values():
+            ending.result()
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         self._jobs.add(asyncio.create_task(work))

@@ -365,6 +365,12 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
             "`ulimit -n 65536` before the launch, `docker run --ulimit nofile=65536`, or LimitNOFILE in the service's unit. Fewer sockets "
             "help too: NCCL_SOCKET_NTHREADS, NCCL_NSOCKS_PERTHREAD.",
         ),
+        "process-limit": (
+            "A user or a container may not start more processes and threads. A rank has a hundred threads or more, and all of a user's count.",
+            "`can't start new thread`, `pthread_create failed`, or `fork: Resource temporarily unavailable` (errno 11).",
+            "`ulimit -u` and `cat /sys/fs/cgroup/pids.max` say the limits. `ulimit -u unlimited` before the launch, `docker run --pids-limit -1`, "
+            "or TasksMax in the service's unit. Fewer threads help too: OMP_NUM_THREADS.",
+        ),
         "disk-full": (
             "A file system that the job needs is full, or a network file system does not answer.",
             "`No space left on device`; a rank that hangs in a read or write, in state D.",
@@ -501,6 +507,13 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
             "seq len larger than the cache holds.",
             "`nvidia-smi` first: is the GPU empty? Then a smaller `--max-model-len`, more `--gpu-memory-utilization`, more "
             "`--tensor-parallel-size`, or a quantised model. End what else holds the GPU.",
+        ),
+        "dtype-not-supported": (
+            "The GPU cannot compute in the number format in which the model is stored or served, so the engine refuses it or takes a detour.",
+            "`Bfloat16 is only supported on GPUs with compute capability of at least 8.0`, `The quantization method ... is not supported for the "
+            "current GPU`.",
+            "`nvidia-smi --query-gpu=name,compute_cap --format=csv`: bfloat16 needs 8.0, FP8 tensor cores 8.9. `--dtype float16` (vLLM), or "
+            "weights in a format that this GPU has.",
         ),
         "model-load-slow": (
             "Loading the weights takes long, and this is mistaken for a hang. One node often reads from a slow or shared disk.",

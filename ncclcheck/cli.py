@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 from ncclcheck import __version__, units
 from ncclcheck.model import EXIT_CODES, USAGE, Outcome
+
+VLLM_MODES = (
+    "How vLLM is launched over the nodes: external (each rank by torchrun: probe vllm_engine), serve (its own multi-node `vllm serve`: "
+    "vllm_serve), ray (`vllm serve` on a Ray cluster of its own: vllm_ray), or all (Ray where it is installed).  [default: external]"
+)
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.4
@@ -34,6 +40,37 @@ class Seconds(click.ParamType):  # type: ignore[type-arg]
             return units.parse_seconds(str(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+class Numbers(click.ParamType):  # type: ignore[type-arg]
+    """`1,4,16` -> [1, 4, 16]."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        try:
+            numbers = [int(part) for part in str(value).split(",")]
+        except ValueError:
+            numbers = [0]
+        if not all(1 <= number <= 1_000_000 for number in numbers):
+            self.fail(f"{value!r} is not a list of whole numbers above 0, such as 1,4,16", param, ctx)
+        return list(dict.fromkeys(numbers))
+
+
+def _on_nodes(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of a command that starts jobs of its own, one after the other: which nodes take part."""
+    every = "Ranks on each node. Default: one for each GPU, or 1 without any."
+    options = (
+        click.option("--nnodes", type=click.IntRange(1), metavar="N", help="How many nodes take part. Under a scheduler it is known."),
+        click.option("--node-rank", type=click.IntRange(0), metavar="N", help="This node's number, from 0. Without it, --master's owner is 0."),
+        click.option("--master", metavar="ADDR[:PORT]", help="Address of node 0 (default port 29600); the same on every node."),
+        click.option("--nproc-per-node", type=click.IntRange(1), metavar="N", help=every),
+        click.option("--hosts", metavar="A,B,C", help="The hosts that should take part, node 0 first."),
+        click.option("--emulate", metavar="NODESxRANKS", help="Make nodes on this machine. Where there is no GPU and no scheduler: 2x2."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def main() -> None:
@@ -79,6 +116,7 @@ def cli() -> None:
 @click.option("--nproc-per-node", type=click.IntRange(1), metavar="N", help="Ranks on each node. Default: one for each GPU, or 1 without any.")
 @click.option("--hosts", metavar="A,B,C", help="The hosts that should take part, node 0 first, so that a missing one can be named.")
 @click.option("--emulate", metavar="NODESxRANKS", help="Make nodes on this machine, e.g. 2x1: two with one rank each, in network namespaces.")
+@click.option("--simulate-link", metavar="RATE,DELAY", help="Make the links between emulated nodes slow, e.g. 1Gbit,2ms.")
 @click.option(
     "--token", envvar="NCCLCHECK_TOKEN", metavar="SECRET", help="A secret that keeps others out, the same on every node. Better set NCCLCHECK_TOKEN."
 )
@@ -86,8 +124,13 @@ def cli() -> None:
 @click.option("--deadline", type=Seconds(), default="15m", show_default=True, help="For the whole run; then it is ended and judged.")
 @click.option("--budget", type=Seconds(), help="For the probe bandwidth, whose sizes grow until this is used up.  [default: 8s on GPUs, 4s on CPUs]")
 @click.option("--max-bytes", type=Size(), help="Largest message of the probe bandwidth, e.g. 1GiB.")
-@click.option("--model", metavar="PATH", help="A model on this disk for the probe vllm_engine, instead of the tiny one that it makes.")
+@click.option("--model", metavar="PATH", help="A model on the disk of every node, or OWNER/NAME in its cache: parity checks it, vLLM serves it.")
+@click.option("--max-model-len", type=click.IntRange(1), metavar="TOKENS", help="With --model: the longest request.  [default: the model's longest]")
+@click.option("--tp", type=click.IntRange(1), metavar="N", help="Tensor parallelism of vLLM.  [default: all ranks, or what --pp leaves]")
+@click.option("--pp", type=click.IntRange(1), metavar="N", help="Pipeline stages of vLLM; TP times PP are all ranks.  [default: 1]")
+@click.option("--vllm-mode", type=click.Choice(["external", "serve", "ray", "all"]), metavar="MODE", help=VLLM_MODES)
 @click.option("--inject", metavar="FAULT@rank=N,after=STEPS", help="Break one rank on purpose, to see it found: hang@rank=1,after=20.")
+@click.option("--allow-network-faults", is_flag=True, help="Let --inject break the network of a real node, as root; it is mended.")
 @click.option("--force", is_flag=True, help="Run although other processes hold the GPUs; it may disturb them.")
 @click.option("--run-dir", default="ncclcheck-runs", show_default=True, metavar="DIR", help="Folder for this node's logs, stacks and journals.")
 @click.option("--format", "form", default="text", show_default=True, metavar="FORMAT", help="text, json, junit or prometheus.")
@@ -104,6 +147,8 @@ def probe(names: tuple[str, ...], **given: Any) -> None:
     Examples:
         srun -N 2 --ntasks-per-node 1 ncclcheck probe                   # Slurm: no options needed
         ncclcheck probe wiring bandwidth --max-bytes 1GiB --budget 60s  # two probes only, larger messages
+        ncclcheck probe vllm_engine --tp 8 --pp 2                       # vLLM as it will be served on two nodes of 8 GPUs
+        ncclcheck probe --vllm-mode serve                               # `vllm serve` on all nodes, and requests over HTTP
         ncclcheck probe --format junit --output result.xml              # for a CI system
         ncclcheck probe bandwidth --inject kill@rank=1,after=20         # see what a killed rank looks like
 
@@ -111,14 +156,9 @@ def probe(names: tuple[str, ...], **given: Any) -> None:
     Exit code: 0 ready; 1 not ready, or slower than it should be; 2 wrong usage; 3 not proven either way;
     130 or 143 interrupted.
     """
-    from ncclcheck import printing, session
+    from ncclcheck import session
 
-    try:
-        code = session.probe(names, given, os.environ)
-    except (printing.Usage, OSError) as error:
-        click.echo(f"ncclcheck: {error}", err=True)
-        code = USAGE
-    _leave(code)
+    _end(lambda: session.probe(names, given, os.environ))
 
 
 @cli.command()
@@ -152,14 +192,9 @@ def triage(paths: tuple[str, ...], **given: Any) -> None:
     \b
     Exit code: 0 nothing wrong; 1 a cause was found; 2 wrong usage; 3 the evidence does not say.
     """
-    from ncclcheck import postmortem, printing
+    from ncclcheck import postmortem
 
-    try:
-        code = postmortem.triage(paths, given)
-    except (printing.Usage, OSError) as error:
-        click.echo(f"ncclcheck: {error}", err=True)
-        code = USAGE
-    _leave(code)
+    _end(lambda: postmortem.triage(paths, given))
 
 
 @cli.command()
@@ -185,6 +220,128 @@ def collect(pid: int | None, output: str) -> None:
         click.echo(f"ncclcheck: {error}", err=True)
         code = USAGE
     _leave(code)
+
+
+@cli.command()
+@click.argument("names", nargs=-1, metavar="[FAULT]...")
+@click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Plant each fault so often, each time elsewhere.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Victims and moments are drawn from it; the same on every node.")
+@_on_nodes
+@click.option("--allow-network-faults", is_flag=True, help="On real nodes, as root: break this node's network, too, for some seconds each.")
+@click.option("--force", is_flag=True, help="Drill although other processes hold the GPUs; it may disturb them.")
+@click.option("--token", envvar="NCCLCHECK_TOKEN", metavar="SECRET", help="A secret that keeps others out. Better set NCCLCHECK_TOKEN.")
+@click.option("--run-dir", default="ncclcheck-runs", show_default=True, metavar="DIR", help="Folder for the logs, stacks and journals of every run.")
+@click.option("--format", "form", default="text", show_default=True, metavar="FORMAT", help="text, json, junit or prometheus.")
+@click.option("--output", metavar="FILE", help="Write the result there instead of to standard output.")
+def drill(names: tuple[str, ...], **given: Any) -> None:
+    """Break a small job on purpose, in every way there is, and see that each is found.
+
+    A detector that nobody has tried is a hope. Each fault is planted in a real job, in a random rank and at a random
+    moment; the verdict is compared with what was planted; then everything must be gone, and a healthy job must run.
+    Without FAULT all of them are planted (`ncclcheck list` names them): about 20 s each. Only own processes are broken,
+    and the network of emulated nodes.
+
+    \b
+    Examples:
+        ncclcheck drill hang kill wrong_dtype           # three of them, on emulated nodes where there is no GPU
+        ncclcheck drill --repeat 3 --seed 7             # all of them, three times, elsewhere
+        ncclcheck drill --nnodes 2 --master 10.0.0.1    # on each of two nodes
+        ncclcheck drill --format json --output drill.json
+
+    \b
+    Exit code: 0 every fault was detected, blamed on the right place and cleaned up after; 1 not so; 2 wrong usage;
+    3 none could be planted here; 130 or 143 interrupted.
+    """
+    from ncclcheck import drilling
+
+    _end(lambda: drilling.run(names, given, os.environ))
+
+
+@cli.command()
+@click.argument("model", metavar="MODEL")
+@click.option("--run", multiple=True, metavar="PATH", help="What `ncclcheck probe` measured: its JSON or its run directory (repeatable).")
+@click.option("--nodes", type=click.IntRange(1), metavar="N", help="How many nodes. With --run: those that it saw.")
+@click.option("--gpus-per-node", type=click.IntRange(1), metavar="N", help="GPUs in each node. With --run: as many as it saw ranks.")
+@click.option("--gpu", metavar="NAME", help="Their kind, e.g. H100, A100-80GB, L40S, RTX-4090. With --run: what it saw.")
+@click.option("--inside", metavar="LINK", help="What joins them in a node, e.g. nvlink4, pcie5, pcie4-host.  [default: by the GPU]")
+@click.option("--network", metavar="RATE", help="What joins the nodes: 100G (TCP), or 8x400G-rdma for eight adapters with RDMA.")
+@click.option("--requests", type=click.IntRange(1, 100_000), default=8, show_default=True, metavar="N", help="Requests at once, in all.")
+@click.option("--prompt", type=click.IntRange(1, 10_000_000), default=1024, show_default=True, metavar="TOKENS", help="Tokens in of each request.")
+@click.option("--answer", type=click.IntRange(1, 10_000_000), default=256, show_default=True, metavar="TOKENS", help="Tokens out of each request.")
+@click.option("--max-model-len", type=click.IntRange(1), metavar="TOKENS", help="The longest request.  [default: 8192, or the model's longest]")
+@click.option("--dtype", type=click.Choice(["auto", "bfloat16", "float16", "float32"]), default="auto", show_default=True, help="As for vLLM.")
+@click.option("--tp", type=click.IntRange(1), metavar="N", help="Only layouts with this tensor parallelism.")
+@click.option("--pp", type=click.IntRange(1), metavar="N", help="Only layouts with this pipeline parallelism.")
+@click.option("--hosts", metavar="A,B,C", help="Addresses or names of the nodes, node 0 first, for the commands.")
+@click.option("--node-rank", type=click.IntRange(0), metavar="N", help="Only this node's commands.")
+@click.option("--emit", metavar="FORM", help="Only the commands, as shell, systemd, slurm or lws (Kubernetes LeaderWorkerSet).")
+@click.option("--format", "form", default="text", show_default=True, metavar="FORMAT", help="text or json.")
+@click.option("--output", metavar="FILE", help="Write the result there instead of to standard output.")
+def plan(model: str, **given: Any) -> None:
+    """Choose a layout (TP, PP, replicas) for a model on a cluster, and say why, with numbers.
+
+    MODEL is a folder with config.json, or that file; the weights need not be there, and nothing is downloaded or started.
+    Memory of each GPU, what each token sends over the links, time per token, time to the first token and throughput are
+    predicted for every layout that vLLM accepts, from links that were measured (--run) or else from what such links
+    usually give; each figure comes with its expected error. `vllm serve` commands for each node follow.
+
+    \b
+    Examples:
+        ncclcheck plan models/Llama-3.1-70B --nodes 2 --gpus-per-node 8 --gpu H100 --network 8x400G-rdma
+        ncclcheck probe bandwidth --nnodes 2 --master 10.0.0.1 --format json --output run.json     # on each node, then
+        ncclcheck plan models/Llama-3.1-70B --run run.json --requests 64
+        ncclcheck plan models/Llama-3.1-70B --run run.json --emit shell --output serve.sh
+
+    \b
+    Exit code: 0 there is a layout that fits; 1 none does; 2 wrong usage; 3 this kind of model is not known.
+    """
+    from ncclcheck.plan import planning
+
+    _end(lambda: planning.run(model, given))
+
+
+@cli.command()
+@click.argument("model", required=False, metavar="[MODEL]")
+@click.option("--tp", type=Numbers(), metavar="A,B", help="Tensor parallel sizes.  [default: 1, a node's ranks, all ranks; emulated: 1,2]")
+@click.option("--pp", type=Numbers(), default="1", show_default=True, metavar="A,B", help="Pipeline parallel sizes, each with every TP.")
+@click.option("--concurrency", type=Numbers(), default="1,4", show_default=True, metavar="A,B", help="Requests at once.")
+@click.option("--input-len", type=Numbers(), default="128", show_default=True, metavar="A,B", help="Tokens in of each request.")
+@click.option("--output-len", type=Numbers(), default="64", show_default=True, metavar="A,B", help="Tokens out of each request.")
+@click.option("--requests", type=click.IntRange(1, 1_000_000), metavar="N", help="Requests of a cell.  [default: 8 for each at once, at least 16]")
+@click.option("--set", multiple=True, metavar="NAME=VALUE", help="An option of vllm serve for every server, e.g. max-num-seqs=64 (repeatable).")
+@click.option("--vary", multiple=True, metavar="NAME=A,B", help="Change this option alone, to see what it moves (repeatable).")
+@click.option("--simulate-link", multiple=True, metavar="RATE,DELAY", help="Over emulated nodes once more with slow links: 1Gbit,2ms (repeatable).")
+@click.option("--again", is_flag=True, help="Measure also what is kept from before.")
+@_on_nodes
+@click.option("--token", envvar="NCCLCHECK_TOKEN", metavar="SECRET", help="A secret that keeps others out. Better set NCCLCHECK_TOKEN.")
+@click.option("--roll-call-timeout", type=Seconds(), default="60s", show_default=True, help="How long the nodes wait for each other at each start.")
+@click.option("--deadline", type=Seconds(), default="30m", show_default=True, help="For one server with all its loads.")
+@click.option("--force", is_flag=True, help="Measure although other processes hold the GPUs; it may disturb them.")
+@click.option("--run-dir", default="ncclcheck-runs", show_default=True, metavar="DIR", help="Folder for logs, and for what was measured (bench/).")
+@click.option("--format", "form", default="text", show_default=True, metavar="FORMAT", help="text, json or html (one file with plots).")
+@click.option("--output", metavar="FILE", help="Write the result there instead of to standard output.")
+def bench(model: str | None, **given: Any) -> None:
+    """Measure a model's server: how to set TP, batch and concurrency, and where the bottleneck is.
+
+    Every layout serves MODEL (a folder; without it a tiny model made on the spot) with `vllm serve`, and vLLM's own
+    client puts it under load: time to the first token, per token and per request (median, p99), requests and tokens per
+    second, KV cache. Then settings are changed one at a time (--vary). It says what moved throughput most, what share of
+    a token's time is communication, and what bounds each layout. What is measured is kept: the same command goes on where
+    it was interrupted, and measures nothing twice.
+
+    \b
+    Examples:
+        ncclcheck bench                                                   # tiny model, emulated nodes where there is no GPU
+        ncclcheck bench models/Llama-3.1-8B --tp 1,2,8 --concurrency 1,8,64
+        ncclcheck bench models/Llama-3.1-8B --tp 8 --vary max-num-seqs=64,256 --vary enable-prefix-caching=off
+        ncclcheck bench --emulate 2x2 --simulate-link 1Gbit,2ms --format html --output bench.html
+
+    \b
+    Exit code: 0 all is measured; 1 some of it could not be; 2 wrong usage; 3 nothing could be; 130 or 143 interrupted.
+    """
+    from ncclcheck.bench import benching
+
+    _end(lambda: benching.run(model, given, os.environ))
 
 
 @cli.command("list")
@@ -227,6 +384,18 @@ def _print(text: str) -> None:
     except OSError as error:
         print(f"ncclcheck: cannot write: {error.strerror}", file=sys.stderr)
         _leave(EXIT_CODES[Outcome.UNKNOWN])
+
+
+def _end(work: Callable[[], int]) -> None:
+    """Do a command's work and exit with its code; what the user got wrong, or cannot be read, is said in a line."""
+    from ncclcheck import printing
+
+    try:
+        code = work()
+    except (printing.Usage, OSError) as error:
+        click.echo(f"ncclcheck: {error}", err=True)
+        code = USAGE
+    _leave(code)
 
 
 def _leave(code: int) -> None:

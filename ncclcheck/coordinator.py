@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import re
 import secrets
-import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from ncclcheck import examination, outcome, registry, triage, wire
+from ncclcheck import examination, fault, muster, outcome, paths, registry, surveying, triage, wire
 from ncclcheck.cluster import Cluster
 from ncclcheck.collect import host
 from ncclcheck.members import AgentLost, Members
 from ncclcheck.model import Fact, Finding, ProbeResult, RankId, Report, Run, Status
 from ncclcheck.options import Options
+from ncclcheck.ports import free_port
 from ncclcheck.rollcall import Roll, describe_missing
 from ncclcheck.units import seconds_text
-from ncclcheck.watch import Clock, View
+from ncclcheck.watch import SUSPICIOUS, Clock, View
 
 COLLECT_BOUND = 6.0  # seconds in which a node's evidence must have come
 STOP_BOUND = 8.0  # seconds in which a node must have ended its ranks
 ERROR_SETTLE = 1.0  # seconds in which what made a rank raise an error is noticed
 SETTLE = 2.0  # seconds for which a contradiction at roll call must stand (an agent that was just replaced is silent by then)
+_AMISS = ("left-over", "no-answer", "gpu-unusable")  # kinds of facts that speak against a launch that came to its end,
+_SLOW = ("slow", "slowed", "late")  # and those that say that it took long
+_RECORDED = {"NCCL_DEBUG": "INFO", "TORCH_FR_BUFFER_SIZE": "2000", "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000", "TORCH_NCCL_DUMP_ON_TIMEOUT": "1"}
+_TIMED = {"TORCH_NCCL_ENABLE_TIMING": "1"}  # tells what the GPU has begun from what waits there; a launch that measures goes without
+NETWORK = ("network-unreachable", "blocked-port", "mtu-mismatch")  # causes for which no step is waited for any longer
+MOST_LOOKED_AT = 8  # lost nodes to which the way is tried
 VICTIM_STEPS = 20  # collectives after which a planted fault strikes
 
 
@@ -51,10 +58,14 @@ class Coordinator:
         self._results: list[ProbeResult] = []
         self._findings: list[Finding] = []
         self._lacking: list[Finding] = []  # what kept a required probe from running: it leaves the question open
+        self._spared: list[str] = []  # what was not installed anywhere and may be missing
         self._ranks: dict[int, RankId] = {}
         self._added: dict[str, str] = {}
         self._launches = 0
+        self._planted: dict[str, Any] | None = None  # what became of a fault that was asked for
         self._examined: Report | None = None
+        self._collected: list[Fact] = []  # what all nodes saw of the launch when it was looked at last
+        self._seen: list[Fact] = []  # of the network, when it was looked at last
         self._unseen: list[Finding] = []  # the nodes of which nothing came, where a running job is looked at
 
     async def run(self) -> Report:
@@ -64,7 +75,7 @@ class Coordinator:
             if await self._roll_call():
                 if self._options.examine:
                     await self._examine()
-                elif self._can_run():
+                else:
                     await self._suite()
         except AgentLost as lost:
             await self._lost(*lost.args)
@@ -161,10 +172,19 @@ class Coordinator:
     # -- launches ------------------------------------------------------------------------------------------------
 
     async def _suite(self) -> None:
-        """Every probe in turn; after a failure with a cause nothing more is started, after a mere time-out the next one is."""
-        for group in outcome.groups(self._options.probes):
-            if self._findings and any(result.status is Status.FAIL for result in self._results):
-                self._results += [ProbeResult(plugin.name, Status.SKIP, f"not run: {self._findings[0].cause} was found first") for plugin in group]
+        """What is to be seen without a rank, then every other probe in turn.
+
+        After a failure with a cause nothing more is started, after a mere time-out the next one is.
+        """
+        first, rest = surveying.split(self._options.probes)
+        if first:
+            surveyor = surveying.Surveyor(self._members, self._cluster, self._options, self._environment(), self._show)
+            self._results, self._findings = await surveyor.judged(first)
+        if not rest or (self._stopped() is None and not self._can_run()):
+            return
+        for group in outcome.groups(rest):
+            if stopped := self._stopped():
+                self._results += [ProbeResult(plugin.name, Status.SKIP, f"not run: {stopped} was found first") for plugin in group]
             elif time.monotonic() - self._started > self._options.deadline:
                 reason = f"not run: the deadline of {seconds_text(self._options.deadline)} was over"
                 self._results += [ProbeResult(plugin.name, Status.UNKNOWN, reason) for plugin in group]
@@ -175,6 +195,11 @@ class Coordinator:
             else:
                 await self._plain(group)
 
+    def _stopped(self) -> str | None:
+        """The cause by which a probe has failed: nothing more is started then."""
+        failed = any(result.status is Status.FAIL for result in self._results)
+        return next((finding.cause for finding in self._findings if failed and finding.severity == triage.STOP), None)
+
     def _unmet(self, group: list[registry.Plugin]) -> str:
         """Why a group cannot run here; empty if it can. Who needs more ranks than there are leaves the group first."""
         for plugin in [plugin for plugin in group if self._world_size < plugin.get("MIN_RANKS", 1)]:
@@ -183,23 +208,34 @@ class Coordinator:
                 return reason
             group.remove(plugin)
             self._results.append(ProbeResult(plugin.name, Status.SKIP, reason))
-        for need in group[0].get("NEEDS", ()):
-            hosts = [hello.host for hello in self._members.hellos().values() if hello.versions.get(need) is None]
+        for name, least in group[0].needs.items():
+            need = f"{name}>={least}" if least else name
+            hosts = [hello.host for hello in self._members.hellos().values() if _older(hello.versions.get(name), least)]
+            if len(hosts) == len(self._members.hellos()) and group[0].name in self._options.spared:
+                self._spared.append(group[0].name)
+                return f"{need} is not installed on {', '.join(hosts)}; --vllm-mode all takes the ways that are"
             if hosts:
-                self._lacking += triage.findings(Run(facts=[_not_installed(need, host) for host in hosts]))
+                self._lacking += triage.findings(Run(facts=[_not_installed(name, host, need) for host in hosts]))
                 return f"{need} is not installed on {', '.join(hosts)}"
         return ""
 
     async def _plain(self, group: Sequence[registry.Plugin]) -> None:
-        view, clock, bound, run = await self._launch(group, self._options.inject)
+        planted = fault.parse(self._options.inject) if self._options.inject else None
+        view, clock, bound, run = await self._launch(group, planted)
         found = self._judge(view, clock, run)
+        if planted:
+            self._planted = _account(planted, view, clock, run)
         self._results += [outcome.of_probe(plugin, view, clock, bound, found) for plugin in group]
 
     def _judge(self, view: View, clock: Clock, run: Run) -> list[Finding]:
         """The findings of a launch that did not end as it should, kept; none for one that did."""
-        if clock is Clock.OVER and view.complete and not run.of("left-over") and not run.of("no-answer") and not run.of("gpu-unusable"):
+        well = clock is Clock.OVER and view.complete
+        if well and not any(run.of(kind) for kind in (*_AMISS, *_SLOW)):
             return []
         found = triage.findings(run)
+        if well and not any(run.of(kind) for kind in _AMISS):  # what only seemed slow is no finding
+            found = [finding for finding in found if finding.cause in triage.SLOWER]
+        found = triage.placed(run, found)
         self._findings += found
         return found
 
@@ -207,7 +243,7 @@ class Coordinator:
         """A probe that plants a fault: it passes when the fault is named and a launch right after it is healthy."""
         began = time.monotonic()
         name, victim = plugin.get("INJECT"), self._world_size - 1
-        view, clock, _, run = await self._launch([plugin], f"{name}@rank={victim},after={VICTIM_STEPS}")
+        view, clock, _, run = await self._launch([plugin], fault.Spec(name, victim, VICTIM_STEPS))
         named_after = time.monotonic() - view.progress
         best = triage.findings(run)[0]
         expected = registry.describe("faults", name).get("EXPECT")
@@ -234,28 +270,34 @@ class Coordinator:
             result.detail = f"{name} planted in {run.name(victim)}: {expected} named after {seconds_text(named_after)}; a new launch is healthy"
         self._results.append(result)
 
-    async def _launch(self, group: Sequence[registry.Plugin], inject: str | None) -> tuple[View, Clock, float, Run]:
+    async def _launch(self, group: Sequence[registry.Plugin], planted: fault.Spec | None) -> tuple[View, Clock, float, Run]:
         """Start the ranks, wait for their end or for what goes wrong, collect, end them all. The ranks are gone when this returns."""
         self._launches += 1
         name = f"{self._launches:02d}-{group[0].name}"
-        env = _environment(self._options.probe_options, inject, any(hello.gpus for hello in self._members.hellos().values()))
+        env = self._environment(planted, measures=any(plugin.get("MEASURES") for plugin in group))
         self._added |= env
-        master = self._cluster.master
-        order = wire.Launch(name, [p.name for p in group], master, free_port(master), self._cluster.nnodes, self._cluster.nproc_per_node, env)
-        view = View(name, self._world_size, self._cluster.nnodes, time.monotonic(), {p.name: self._timeout(p) for p in group})
-        self._members.view = view
+        master, nodes, each = self._cluster.master, self._cluster.nnodes, self._cluster.nproc_per_node
+        order = wire.Launch(name, [p.name for p in group], master, free_port(master), nodes, each, env)
+        wiring = muster.Order(nodes, each, master, order.port, tasks=any(hello.task for hello in self._members.hellos().values()))
+        paced = all(plugin.get("PACED") for plugin in group)
+        view = View(name, self._world_size, nodes, time.monotonic(), {p.name: self._timeout(p) for p in group}, wiring, paced=paced)
+        if planted and planted.strikes == "launcher":
+            view.struck = view.started
+        self._members.view, self._collected = view, []
         self._members.tell(order)
         self._show(f"{', '.join(order.probes)}: starting {self._world_size} ranks")
         facts: list[Fact] = []
         try:
             while True:
-                clock, bound = await self._wait(view)
-                if clock is Clock.FAIL or (clock is Clock.OVER and view.complete):
+                clock, bound = await self._wait(view, planted)
+                if clock is Clock.OVER and view.complete and not view.slowed:
                     break
                 if clock is Clock.ERROR:  # mostly a consequence: the death or stop that it follows from is noticed a moment later
                     await self._members.until(view.explained, ERROR_SETTLE)
                 last = view.progress
-                facts = await self._members.ask(wire.Collect(name), wire.Collected, COLLECT_BOUND)
+                looked = self._seen if clock is Clock.NETWORK else []
+                question = wire.Collect(name, network=not looked, recorder=clock is Clock.STALL)
+                self._collected = facts = looked + await self._members.ask(question, wire.Collected, COLLECT_BOUND)
                 if clock is Clock.STALL and view.progress > last:
                     view.patience *= 2  # it was slow, not stuck
                     continue
@@ -266,23 +308,55 @@ class Coordinator:
         facts.append(Fact("clock", fields={"which": clock.value, "bound": bound, "probe": view.current(), "name": clock.name}))
         return view, clock, bound, view.run(facts + self._unusable_gpus(view))
 
+    def _environment(self, planted: fault.Spec | None = None, *, measures: bool = False) -> dict[str, str]:
+        """What a launch gets beside the user's own environment: what the probe was asked, and what makes evidence.
+
+        A variable that the user has set stays as it is, but for those of ours (NCCLCHECK_*).
+        """
+        gpus = any(hello.gpus for hello in self._members.hellos().values())
+        evidence = _RECORDED | ({} if measures else _TIMED) if gpus else {}
+        fault_env = {fault.VARIABLE: str(planted)} if planted else {}
+        return {"NCCLCHECK_OPTIONS": msgspec.json.encode(self._options.probe_options).decode(), **fault_env, **evidence}
+
     def _timeout(self, plugin: registry.Plugin) -> float:
         """Seconds for one probe; what the user asked for (a longer sweep, a model that takes its time to load) is on top."""
         options = self._options.probe_options
         longer = plugin.get("TIMEOUT_WITH_MODEL") if "model" in options else None
         return float(longer or plugin.get("TIMEOUT")) + float(options.get("budget", 0.0))
 
-    async def _wait(self, view: View) -> tuple[Clock, float]:
-        """Until a clock fires, with the step of the rank that is behind on the live line."""
+    async def _wait(self, view: View, planted: fault.Spec | None) -> tuple[Clock, float]:
+        """Until a clock fires, with the step of the rank that is behind on the live line; a fault that strikes a node is let loose in time."""
         deadline = self._started + self._options.deadline
         while not (fired := view.clock(time.monotonic())):
             if time.monotonic() > deadline:
                 return Clock.DEADLINE, self._options.deadline
+            if planted and planted.strikes == "node" and view.struck is None and view.reached(planted.after):
+                self._strike(view, planted)
+            if view.suspicious(time.monotonic()) and await self._network_fails(view):
+                return Clock.NETWORK, SUSPICIOUS
             slot = min(view.slots.values(), key=lambda slot: slot.seq, default=None)
             step = f"{slot.name} (#{slot.seq})" if slot else "starting"
             self._show(f"{view.current() or 'start'}: {step}  {time.monotonic() - view.started:.0f} s")
-            await self._members.until(lambda: view.clock(time.monotonic()), 0.3)
+            await self._members.until(lambda: view.clock(time.monotonic()), 0.1 if planted else 0.3)
         return fired
+
+    def _strike(self, view: View, planted: fault.Spec) -> None:
+        """Have the victim's node broken."""
+        node = planted.rank // self._cluster.nproc_per_node
+        echoes = {number: hello.echo for number, hello in self._members.hellos().items()}
+        peers = [address for number, (address, _) in echoes.items() if number != node and address]
+        ports = [self._cluster.port, view.order.port]
+        view.struck = time.monotonic()
+        self._members.order(node, wire.Strike(view.launch, str(planted), peers, ports))
+
+    async def _network_fails(self, view: View) -> bool:
+        """Whether the network is why nothing moves: a step may take long by itself, and so is waited for, but not where its data cannot pass."""
+        last = view.progress
+        order = wire.Collect(view.launch, ranks=False)
+        self._seen = await self._members.ask(order, wire.Collected, COLLECT_BOUND, lambda: view.clock(time.monotonic()) or view.progress > last)
+        if view.progress > last or view.clock(time.monotonic()):
+            return False
+        return triage.findings(view.run(self._seen))[0].cause in NETWORK
 
     def _unusable_gpus(self, view: View) -> list[Fact]:
         """Ranks that compute on the CPU although their node shows NVIDIA devices."""
@@ -302,14 +376,29 @@ class Coordinator:
         return False
 
     async def _lost(self, number: int, reason: str) -> None:
-        """A node is gone: say who, end the others' ranks, keep what is known."""
-        facts = [Fact("agent-lost", self._members.hellos()[number].host, fields={"node_rank": number, "reason": reason})]
-        self._members.drop(number)
-        with contextlib.suppress(AgentLost):  # a second one: the first is enough to say
-            if self._members.view:
-                facts += await self._members.ask(wire.Collect(self._members.view.launch), wire.Collected, COLLECT_BOUND)
-                await self._members.ask(wire.Stop(self._members.view.launch), wire.Stopped, STOP_BOUND)
-        self._find(*facts)
+        """A node is gone: say who and why, end the others' ranks, keep what is known."""
+        facts = self._members.drop_lost(number, reason)
+        gone = [self._members.place(int(fact.get("node_rank"))) for fact in facts if fact.get("node_rank")]
+        looking = asyncio.ensure_future(self._look_at(gone[:MOST_LOOKED_AT]))
+        while view := self._members.view:
+            try:
+                seen = self._collected or self._members.answered(wire.Collected, view.launch)
+                facts += await self._members.ask(wire.Collect(view.launch), wire.Collected, COLLECT_BOUND) if seen is None else seen
+                await self._members.ask(wire.Stop(view.launch), wire.Stopped, STOP_BOUND)
+                break
+            except AgentLost as another:
+                if not another.args[0]:
+                    break
+                facts += self._members.drop_lost(*another.args)  # where node 0 itself is cut off, all others are lost, one after the other
+        facts += await looking
+        self._find(*facts, Fact("clock", fields={"which": Clock.LOST.value, "bound": wire.SILENCE, "name": Clock.LOST.name}))
+        if self._members.view and self._options.inject:
+            self._planted = _account(fault.parse(self._options.inject), self._members.view, Clock.LOST, Run())
+
+    async def _look_at(self, gone: Sequence[wire.Peer]) -> list[Fact]:
+        """The ways from node 0 to the nodes that are lost."""
+        facts = await paths.try_all(host.name(), [peer for peer in gone if peer.port], {})
+        return [replace(fact, fields={**fact.fields, "control": True}) for fact in facts]
 
     def _refusal(self, hello: wire.Hello) -> bytes:
         """The report for an agent too many, or one that came too late to a job that is looked at: the run goes on without it."""
@@ -331,29 +420,32 @@ class Coordinator:
             results=self._results if run_id else [],
             findings=findings,
             lacking=self._lacking,
+            spared=self._spared,
             ranks=self._ranks,
             added=self._added,
             world_size=self._world_size,
             seconds=time.monotonic() - self._started,
+            planted=self._planted,
         )
 
 
-def free_port(address: str) -> int:
-    """A TCP port that is free on this address now."""
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as sock:
-        sock.bind((address, 0))
-        return int(sock.getsockname()[1])
+def _account(planted: fault.Spec, view: View, clock: Clock, run: Run) -> dict[str, Any]:
+    """What became of a planted fault. `seconds`: from the moment it struck until now, when the findings are there."""
+    refused = run.of("not-planted")
+    return {
+        "fault": planted.name,
+        "rank": planted.rank,
+        "after": planted.after,
+        "clock": clock.value,
+        "seconds": round(time.monotonic() - view.struck, 3) if view.struck is not None else None,
+        "refused": str(refused[0].get("reason")) if refused else None,
+    }
 
 
-def _not_installed(distribution: str, host: str) -> Fact:
-    return Fact("not-installed", host, fields={"distribution": distribution})
+def _not_installed(distribution: str, host: str, need: str = "") -> Fact:
+    return Fact("not-installed", host, fields={"distribution": distribution, "need": need or distribution})
 
 
-def _environment(options: Mapping[str, Any], inject: str | None, gpus: bool) -> dict[str, str]:
-    """What a launch gets beside the user's own environment: what the probe was asked, and what makes evidence.
-
-    A variable that the user has set stays as it is, but for those of ours (NCCLCHECK_*).
-    """
-    evidence = {"NCCL_DEBUG": "INFO"} if gpus else {}
-    fault_env = {"NCCLCHECK_INJECT": inject} if inject else {}
-    return {"NCCLCHECK_OPTIONS": msgspec.json.encode(options).decode(), **fault_env, **evidence}
+def _older(version: str | None, least: str) -> bool:
+    """Whether a version is older than another, or none is there."""
+    return version is None or [int(part) for part in re.findall(r"\d+", version)] < [int(part) for part in re.findall(r"\d+", least)]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
 
-from ncclcheck import wire
+from ncclcheck import paths, wire
 from ncclcheck.bounded import Awake
 from ncclcheck.examination import Bundles
 from ncclcheck.model import Fact
@@ -34,8 +36,11 @@ class Members:
         self._settled: dict[bytes, int] = {}  # who did at the roll call
         self._awake = Awake()
         self._heard: dict[bytes, float] = {}  # by our own waking time
+        self._welcomes: dict[bytes, wire.Welcome] = {}
         self._left: dict[bytes, str] = {}  # who said goodbye, and why
+        self._tried: dict[int, wire.Tried] = {}
         self._answers: dict[tuple[type, str], dict[bytes, list[Fact]]] = {}
+        self._surveyed: dict[int, wire.Surveyed] = {}
         self._acks: set[bytes] = set()
         self._news = asyncio.Event()
         self._run_id = ""
@@ -61,8 +66,16 @@ class Members:
         """The roll is complete: everybody gets a number and the run's id, and counts from now on."""
         self._run_id, self._numbers = run_id, self._roll.numbers()
         self._settled = dict(self._numbers)
-        for peer, number in self._numbers.items():
-            self._server.send(peer, wire.Welcome(run_id, number))
+        nodes = [self.place(number) for number in self._numbers.values()]
+        node0 = next((node for node in nodes if node.node_rank == 0), None)
+        self._welcomes = {peer: wire.Welcome(run_id, number, paths.neighbours(nodes, number), node0) for peer, number in self._numbers.items()}
+        for peer, welcome in self._welcomes.items():
+            self._server.send(peer, welcome)
+
+    def place(self, number: int) -> wire.Peer:
+        """A node as others find it."""
+        hello = self.hellos()[number]
+        return wire.Peer(number, hello.host, *hello.echo)
 
     def hellos(self) -> dict[int, wire.Hello]:
         """Number -> what that agent said of itself; before `settle` the numbers are provisional."""
@@ -78,10 +91,40 @@ class Members:
         """A lost agent takes part no more."""
         self._numbers = {peer: known for peer, known in self._numbers.items() if known != number}
 
+    def drop_lost(self, number: int, reason: str) -> list[Fact]:
+        """Drop one that is lost, and whoever else is by now; a fact of kind "agent-lost" for each.
+
+        `closed`: its connection was ended from there when it fell silent, so its host and the network between worked.
+        """
+        silent = [other for peer, other in self._numbers.items() if other and self._awake.seconds - self._heard[peer] > wire.SILENCE]
+        lost = {**dict.fromkeys(silent if number else [], f"silent for {wire.SILENCE:g} s"), number: reason}
+        peers = {other: peer for peer, other in self._numbers.items()}
+        for other in lost:
+            self.drop(other)
+        return [
+            Fact(
+                "agent-lost",
+                self._roll.hellos[peers[other]].host,
+                fields={"node_rank": other, "reason": why, "closed": self._has_closed(peers[other])},
+            )
+            for other, why in lost.items()
+        ]
+
+    def _has_closed(self, peer: bytes) -> bool:
+        hello, fell_silent = self._roll.hellos[peer], time.monotonic() - (self._awake.seconds - self._heard[peer])
+        ends = [self._server.closed.get(address) for found in hello.addresses.values() for address in found]
+        return any(wire.ended(end, fell_silent) for end in ends)
+
     def tell(self, message: wire.Message) -> None:
         """Send to everybody who takes part; before `settle`, to everybody who said hello."""
         for peer in self._numbers or self._roll.hellos:
             self._server.send(peer, message)
+
+    def order(self, number: int, message: wire.Message) -> None:
+        """Send to one node."""
+        for peer, known in self._numbers.items():
+            if known == number:
+                self._server.send(peer, message)
 
     async def until(self, predicate: Callable[[], object], seconds: float) -> bool:
         """Wait until something holds; False after `seconds`. Raises AgentLost when a node that takes part is gone."""
@@ -110,16 +153,42 @@ class Members:
             return AgentLost(0, f"it was itself stopped for {self._awake.absent:.0f} s")
         return AgentLost(number, f"silent for {wire.SILENCE:g} s")
 
-    async def ask(self, order: wire.Collect | wire.Stop, answer: type, seconds: float) -> list[Fact]:
-        """Send an order to every node and gather the answers; a node that gives none in time is a fact of kind "no-answer"."""
+    async def ask(self, order: wire.Collect | wire.Stop, answer: type, seconds: float, unless: Callable[[], object] = lambda: False) -> list[Fact]:
+        """Send an order to every node and gather the answers; a node that gives none in time, or before `unless`, is a fact of kind "no-answer"."""
         answers = self._answers[answer, order.launch] = {}  # afresh: what was answered to an earlier question is old
         self.tell(order)
-        await self.until(lambda: answers.keys() >= self._numbers.keys(), seconds)
+        await self.until(lambda: answers.keys() >= self._numbers.keys() or unless(), seconds)
+        del self._answers[answer, order.launch]
         silent = [self._roll.hellos[peer].host for peer in self._numbers if peer not in answers]
         return [
             *(fact for facts in answers.values() for fact in facts),
             *(Fact("no-answer", host, fields={"order": type(order).__name__, "seconds": seconds}) for host in silent),
         ]
+
+    def answered(self, answer: type, launch: str) -> list[Fact] | None:
+        """What everybody who still takes part has answered to a question that a loss cut short; None where somebody has not."""
+        answers = self._answers.get((answer, launch), {})
+        return [fact for facts in answers.values() for fact in facts] if answers and answers.keys() >= self._numbers.keys() else None
+
+    async def survey(self, orders: Mapping[int, wire.Survey], seconds: float, at_once: int) -> dict[int, wire.Surveyed]:
+        """Ask each of these nodes its question, at most so many at a time; node -> its answer. Who gives none in time is left out.
+
+        Emulated nodes share this machine: asked all at once, they would be late for want of it.
+        """
+        self._surveyed = {}
+        todo, until = deque(orders), dict[int, float]()
+        while todo or until:
+            while todo and len(until) < at_once:
+                number = todo.popleft()
+                until[number] = time.monotonic() + seconds
+                self.order(number, orders[number])
+            await self.until(partial(self._any_surveyed, until), min(until.values()) - time.monotonic())
+            now = time.monotonic()
+            until = {number: end for number, end in until.items() if number not in self._surveyed and now < end}
+        return dict(self._surveyed)
+
+    def _any_surveyed(self, asked: Mapping[int, float]) -> bool:
+        return not self._surveyed.keys().isdisjoint(asked)
 
     async def examine(self, seconds: float) -> dict[int, str]:
         """Have every node bundle what it sees (see `bundles`); node -> why nothing came of it, for each that could not, or not in time.
@@ -142,10 +211,21 @@ class Members:
         late = {number: f"nothing came in {seconds:g} s" for number in self._numbers.values()}
         return {number: why for number, why in (late | lost | self.bundles.failed).items() if number not in self.bundles.whole()}
 
+    async def try_ways(self, orders: Mapping[int, wire.Try], seconds: float) -> dict[int, wire.Tried]:
+        """Have each of these nodes try its ways, all in one round; node -> its answer. Who gives none in time is left out."""
+        rounds = {number: order.round for number, order in orders.items()}
+        self._tried = {}
+        for number, order in orders.items():
+            self.order(number, order)
+        await self.until(lambda: all(number in self._tried and self._tried[number].round == rounds[number] for number in rounds), seconds)
+        return {number: told for number, told in self._tried.items() if rounds.get(number) == told.round}
+
     async def publish(self, report: bytes) -> None:
         """Give everybody the report and wait, bounded, until each has it."""
         peers = list(self._numbers or self._roll.hellos)
         self.tell(wire.Result(report))
+        for peer in self._settled.keys() - self._numbers.keys():  # who is lost may hear us even so
+            self._server.send(peer, wire.Result(report))
         with contextlib.suppress(Exception):  # the report stands, whoever is lost now
             await self.until(lambda: self._acks.issuperset(peers), ACK_BOUND)
 
@@ -157,16 +237,20 @@ class Members:
                 case wire.Hello() if not self.settled:
                     self._roll.add(peer, message)
                 case wire.Hello() if peer in self._numbers:  # our welcome was lost
-                    self._server.send(peer, wire.Welcome(self._run_id, self._numbers[peer]))
+                    self._server.send(peer, self._welcomes[peer])
                 case wire.Hello():
                     self._server.send(peer, wire.Result(self._refusal(message)))
                 case wire.Progress() if self.view and message.launch == self.view.launch and peer in self._numbers:
-                    self.view.update(peer, self._folder(peer), message, time.monotonic())
+                    self.view.update(peer, self._numbers[peer], self._folder(peer), message, time.monotonic())
                 case wire.Collected() | wire.Stopped() if peer in self._numbers:
                     facts = [fact.placed(self._folder(peer)) for fact in message.facts]
                     self._answers.setdefault((type(message), message.launch), {})[peer] = facts
+                case wire.Surveyed() if peer in self._numbers:
+                    self._surveyed[self._numbers[peer]] = message
                 case wire.Examined(part=part, count=count, data=data, error=error) if peer in self._numbers:
                     self.bundles.add(self._numbers[peer], part, count, data, error)
+                case wire.Tried() if peer in self._numbers:
+                    self._tried[self._numbers[peer]] = message
                 case wire.Ack():
                     self._acks.add(peer)
                 case wire.Goodbye(reason=reason):

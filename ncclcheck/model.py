@@ -94,6 +94,7 @@ class Step:
     nbytes: int = 0
     dtype: str = ""
     local: bool = False
+    phase: str = ""  # how far it came, where it says so without announcing anything inside
 
     @property
     def inside(self) -> bool:
@@ -187,6 +188,7 @@ class Finding:
     remedy: str = ""
     collect: Sequence[str] = ()
     time: float | None = None  # seconds since the year began when it was first said, by the speaker's clock
+    severity: str = "stop"  # or "degradation": a launch works, and slower or less safely than it could
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,4 +275,5 @@ class Report:
     nodes: Sequence[Mapping[str, Any]]
     ranks: Sequence[RankId]
     run: dict[str, Any]  # id, directory, each node's folder in it, version
+    drill: Sequence[Mapping[str, Any]] = ()  # a row for each planted fault: fault, victim, status, detected, seconds, cause, cause_right, ...
     sources: Sequence[Mapping[str, Any]] = ()  # what triage read: name, kind, bytes, and why something was not read

@@ -17,15 +17,22 @@ from typing import Any
 INTERFACE = "eth0"
 _GATEWAY = "10.201.255.254"
 _PREFIX = 16
+_NEIGHBOURS = 512  # of all nodes together: the kernel keeps 1024 for all networks of a machine (net.ipv4.neigh.default.gc_thresh3)
 
 _NEWNS, _NEWUTS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET = 0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
 _RDONLY, _NOSUID, _NODEV, _NOEXEC, _BIND, _MOVE, _REC, _PRIVATE = 1, 2, 4, 8, 0x1000, 0x2000, 0x4000, 0x40000
+_PERMANENT = 0x80  # linux/neighbour.h
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def address(rank: int) -> str:
     """The IPv4 address of the node with this rank."""
     return f"10.201.0.{rank + 1}"
+
+
+def hardware_address(ip: str) -> str:
+    """The hardware address of the node that has this address."""
+    return "02:00:" + ":".join(f"{int(part):02x}" for part in ip.split("."))
 
 
 def leave_network() -> None:
@@ -71,6 +78,15 @@ def furnish(host: str, addresses: Mapping[str, str]) -> None:
         ip.addr("add", index=ip.link_lookup(ifname=INTERFACE)[0], address=addresses[host], prefixlen=_PREFIX)
         _up(ip, INTERFACE)
         ip.route("add", dst="default", gateway=_GATEWAY)
+        if len(addresses) ** 2 > _NEIGHBOURS:
+            _introduce(ip, [other for other in addresses.values() if other != addresses[host]])
+
+
+def _introduce(ip: Any, others: Sequence[str]) -> None:
+    """Tell the other nodes' hardware addresses. What is told does not count; where all learned of all, the kernel would refuse to learn more."""
+    (index,) = ip.link_lookup(ifname=INTERFACE)
+    for other in others:
+        ip.neigh("add", dst=other, lladdr=hardware_address(other), ifindex=index, state=_PERMANENT)
 
 
 def connect(pids: Sequence[int]) -> None:
@@ -86,7 +102,8 @@ def connect(pids: Sequence[int]) -> None:
         _up(ip, "switch")
         ip.route("add", dst="0.0.0.0/0", type="local", scope="host", oif=ip.link_lookup(ifname="lo")[0])
         for rank, pid in enumerate(pids):
-            ip.link("add", ifname=f"node{rank}", kind="veth", peer={"ifname": INTERFACE, "net_ns_pid": pid})
+            peer = {"ifname": INTERFACE, "net_ns_pid": pid, "address": hardware_address(address(rank))}
+            ip.link("add", ifname=f"node{rank}", kind="veth", peer=peer)
             _up(ip, f"node{rank}", master=switch)
 
 

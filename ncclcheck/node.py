@@ -17,6 +17,7 @@ from ncclcheck.agent import Agent, NodeLost, Paused
 from ncclcheck.cluster import Cluster
 from ncclcheck.collect import host, master
 from ncclcheck.coordinator import Coordinator
+from ncclcheck.doors import Doors
 from ncclcheck.model import Fact, Report, Run
 from ncclcheck.options import Options
 from ncclcheck.rollcall import task_fields
@@ -65,11 +66,18 @@ class _Node:
         self._cluster, self._options, self._token, self._folder = cluster, options, token, folder
         self._say, self._show = say, show
         self._name = host.name()
+        self._doors = Doors()
         self._addresses = host.addresses()
         self._started = time.monotonic()
 
     async def run(self) -> Report:
         """Meet and obey; or say what kept this node from it."""
+        try:
+            return await self._meet()
+        finally:  # node 0 may wait for the others longer than its own agent works: they must not find it gone
+            self._doors.close()
+
+    async def _meet(self) -> Report:
         address, facts = await self._master()
         if facts:
             return self._alone(facts)
@@ -147,7 +155,8 @@ class _Node:
 
     async def _member(self, client: wire.Client, address: str, first: bool) -> Report:
         """This node's agent, from hello to the verdict."""
-        agent = Agent(client, self._hello(first), self._folder, self._show, self._options.examine_pid)
+        await self._doors.open(master.address_towards(address))
+        agent = Agent(client, self._hello(first), self._folder, self._show, self._options.examine_pid, self._doors)
         work = asyncio.create_task(agent.run())
         try:
             while not work.done() and not agent.met:
@@ -160,8 +169,8 @@ class _Node:
                 await asyncio.wait([work], timeout=min(0.5, max(left, 0.01)))
             return outcome.unpack(await work)
         except NodeLost as lost:
-            fields = {"node_rank": 0, "reason": f"silent for {wire.SILENCE:g} s"}
-            return self._alone([Fact("agent-lost", self._cluster.master, fields=fields), *lost.args[0]], agent.run_id)
+            node0 = agent.lost_node0
+            return self._alone([replace(node0, host=node0.host or self._cluster.master), *lost.args[0]], agent.run_id)
         except Paused as paused:
             agent.leave(reason := f"it was itself stopped for {paused.args[0]:.0f} s")
             fields = {"node_rank": self._cluster.node_rank, "reason": reason}
@@ -202,6 +211,8 @@ class _Node:
             host.versions(),
             host.nvidia_present(),
             task_fields(cluster),
+            (self._doors.first.address, self._doors.first.port),
+            self._doors.found,
         )
 
     def _alone(self, facts: list[Fact], run_id: str = "") -> Report:

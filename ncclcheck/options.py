@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ncclcheck.link import Link
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -13,6 +15,7 @@ class Options:
 
     probes: Sequence[str]  # in the order they are to run
     not_asked: Sequence[str] = ()  # default probes that were left out
+    spared: Sequence[str] = ()  # probes that leave no question open where what they need is not installed
     roll_call_timeout: float = 60.0
     deadline: float = 900.0
     force: bool = False  # run although the GPUs are in use
@@ -22,3 +25,4 @@ class Options:
     probe_options: Mapping[str, Any] = field(default_factory=dict)
     emulated: str | None = None  # "2x1" on emulated nodes
     environment: Mapping[str, str] = field(default_factory=dict)  # what emulation added to each node's environment
+    link: Link | None = None  # between emulated nodes, simulated

@@ -46,8 +46,9 @@ def of_probe(plugin: registry.Plugin, view: View, clock: Clock, bound: float, fo
     failed = [fact for fact in facts if fact.kind == "fail"]
     if failed:
         result.status, result.detail = Status.FAIL, str(failed[0].get("title", ""))
-    elif len(finished) == view.world_size:
-        pass
+    elif len(finished) == view.world_size and not (clock is Clock.DIFFER and name == view.current()):
+        if found and all(finding.cause in triage.SLOWER for finding in found):
+            result.status, result.detail = Status.DEGRADED, found[0].title
     elif name not in view.began and view.current() is not None:
         result.status, result.detail = Status.SKIP, "not run: an earlier probe of this launch did not end well"
     elif clock in (Clock.PROBE, Clock.DEADLINE):
@@ -70,23 +71,32 @@ def of_run(
     added: Mapping[str, str],
     world_size: int,
     seconds: float,
+    planted: Mapping[str, Any] | None = None,
+    spared: Sequence[str] = (),
 ) -> Report:
-    """The report. A probe that was asked for and has no result counts as unknown; without a `run_id` the roll call failed."""
+    """The report. A probe that was asked for and has no result counts as unknown; without a `run_id` the roll call failed.
+
+    Probes that were `spared`, as what they need is not installed, speak neither for nor against the cluster.
+    """
     had = {result.name for result in results}
     why = "the run was ended before it" if run_id else "the roll call was not completed"
     unrun = [ProbeResult(name, Status.UNKNOWN if run_id else Status.SKIP, f"not run: {why}") for name in options.probes if name not in had]
     probes = [*results, *unrun]
     set_by_probes = [fact.get("added", {}) for probe in probes for fact in probe.facts if fact.kind == "environment"]
     verdict = triage.verdict(
-        triage.order(findings),
+        findings,
         lacking,
-        probes,
+        [probe for probe in probes if probe.name not in spared],
         emulated=bool(options.emulated),
-        not_asked=options.not_asked,
-        ranks=world_size,
+        not_asked=[*options.not_asked, *(f"{name} (not installed)" for name in spared)],
+        ranks=world_size if any(registry.needs_ranks(name) for name in options.probes) else 0,
         nodes=len({hello.task["node_rank"] if hello.task else number for number, hello in hellos.items()}),
     )
     run: dict[str, Any] = {"ncclcheck": __version__, "not_asked": list(options.not_asked)}
+    if planted:
+        run["planted"] = planted
+    if options.link:
+        run["simulated_link"] = str(options.link)
     if run_id:
         run |= {"id": run_id, "folders": {str(number): f"{run_id}/{folder(number, hello.host)}" for number, hello in hellos.items()}}
     result = Report(

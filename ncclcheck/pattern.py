@@ -97,6 +97,22 @@ def miscounted(wrong: Difference, world_size: int, offset: int = 0) -> list[int]
     return suspects if len(suspects) == 1 else []
 
 
+def flipped(wrong: Difference, world_size: int) -> list[int]:
+    """The rank whose summands (float32), each with the same one bit inverted, explain a wrong sum everywhere; [] where that is not certain.
+
+    Bits whose inversion is lost in the sum's rounding cannot be told.
+    """
+    error = wrong.actual - wrong.expected
+    suspects = []
+    for rank in range(world_size):
+        due = summand(rank, world_size, wrong.index).float()
+        changed = due.view(torch.int32) ^ (due.double() + error).float().view(torch.int32)
+        bit = int(changed[0]) & 0xFFFFFFFF  # the sign is one, too
+        if (changed == changed[0]).all() and bit.bit_count() == 1:
+            suspects.append(rank)
+    return suspects if len(suspects) == 1 else []
+
+
 def corruption(rank: int, operation: str, result: Tensor, wrong: Difference, culprits: list[int]) -> Fact:
     """The fact that fails a probe: what `rank` saw, and whose data it was ([]: not known, so the rank that saw it is named)."""
     dtype, nbytes = str(result.dtype).removeprefix("torch."), result.nbytes

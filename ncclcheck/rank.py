@@ -6,11 +6,13 @@ stacks. Without it a probe runs alone: rank 0 prints a table and a watchdog boun
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import importlib
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -21,7 +23,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from ncclcheck import fault, parent, registry, units
+from ncclcheck import fault, muster, parent, registry, units
 from ncclcheck.collect import host
 from ncclcheck.journal import Journal, fact_fields, sample_fields
 from ncclcheck.model import Device, Fact, RankId, Sample
@@ -34,11 +36,16 @@ LINGER = 3.0  # seconds a failing rank stays, so that its peers can be looked at
 
 def main(probes: list[str]) -> int:
     """Run these probes on this rank. Returns the process's exit code."""
+    struck = fault.start(int(os.environ.get("RANK", "0")))
     rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
     folder = Path(os.environ["NCCLCHECK_DIR"]) if "NCCLCHECK_DIR" in os.environ else None
     if folder:
         _settle(folder, rank)
     journal = Journal(folder, rank, local_rank)
+    if struck is not None:
+        journal.line("planted", struck=struck)
+    claim = {"environment": muster.environment(os.environ), "interfaces": [name for _, name in socket.if_nameindex()]}
+    journal.line("claim", host=host.name(), pid=os.getpid(), local_rank=local_rank, **claim)
     try:
         failed = _run(probes, journal, rank, local_rank, alone=folder is None)
     except Exception as error:
@@ -57,6 +64,7 @@ def _settle(folder: Path, rank: int) -> None:
     log = os.open(folder / f"rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # at the interpreter's end faulthandler goes first: whoever asks then must not kill us
     faulthandler.register(signal.SIGUSR2, open(folder / f"rank{rank}.stack", "w"), all_threads=True)  # noqa: SIM115
     faulthandler.enable()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, when a peer fails; it kills us after its shutdown time-out
@@ -69,6 +77,8 @@ def _run(probes: list[str], journal: Journal, rank: int, local_rank: int, alone:
     own_group = not all(plugin.get("GROUP", True) for plugin in plugins)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     for plugin in plugins:
+        if not registry.needs_ranks(plugin.name):
+            raise ValueError(f"{plugin.name} looks at nodes and runs on no rank: python -m ncclcheck.probes.{plugin.name}")
         if world_size < plugin.get("MIN_RANKS", 1):
             raise ValueError(f"{plugin.name} needs {plugin.get('MIN_RANKS')} ranks or more, this job has {world_size}")
     options = json.loads(os.environ.get("NCCLCHECK_OPTIONS", "{}"))
@@ -81,14 +91,20 @@ def _run(probes: list[str], journal: Journal, rank: int, local_rank: int, alone:
     journal.leave()
     device = _device(torch, local_rank)
     identity = RankId(rank, local_rank, int(os.environ.get("GROUP_RANK", "0")), host.name(), os.getpid(), device)
-    journal.line("hello", identity=asdict(identity), world_size=world_size, torch=str(torch.__version__))
+    vllm = host.versions()["vllm"] if any("vllm" in plugin.needs for plugin in plugins) else None
+    journal.line("hello", identity=asdict(identity), torch=str(torch.__version__), nccl=_nccl(torch, device), vllm=vllm)
     if not own_group:
         journal.enter("init_process_group", bound=INIT_BOUND)
         if device.index is not None:
             torch.cuda.set_device(device.index)
         dist.init_process_group("gloo" if device.index is None else "nccl", timeout=timedelta(seconds=600))
         journal.leave()
-    me = Rank(identity, world_size, journal, options, fault.planted(os.environ.get("NCCLCHECK_INJECT"), rank))
+    planted = fault.planted(
+        rank,
+        struck=lambda: journal.line("planted", struck=time.monotonic()),
+        refused=lambda reason: journal.line("fact", **fact_fields(Fact("not-planted", fields={"reason": reason}))),
+    )
+    me = Rank(identity, world_size, journal, options, planted)
     failed = [plugin.name for plugin in plugins if _one(plugin, me, journal, alone)]
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -139,6 +155,20 @@ def _device(torch: Any, local_rank: int) -> Device:
     found = torch.cuda.get_device_properties(local_rank)
     bus = f"{found.pci_domain_id:08x}:{found.pci_bus_id:02x}:{found.pci_device_id:02x}.0"
     return Device(local_rank, found.name, f"GPU-{found.uuid}", bus)
+
+
+def _nccl(torch: Any, device: Device) -> tuple[str | None, str | None]:
+    """The version of the NCCL library that this process has loaded, and of the one that torch was built with; nothing on a CPU."""
+    if device.index is None:
+        return None, None
+    built = ".".join(map(str, torch.cuda.nccl.version()))
+    version = ctypes.c_int()
+    try:
+        ctypes.CDLL(None).ncclGetVersion(ctypes.byref(version))  # torch has loaded it with its symbols visible, or LD_PRELOAD has
+    except AttributeError:
+        return built, built
+    major, minor = divmod(version.value, 10000)
+    return f"{major}.{minor // 100}.{minor % 100}", built
 
 
 def _watchdog(rank: int, seconds: float) -> None:

@@ -31,6 +31,11 @@ class Plugin:
         """A constant's value."""
         return self.constants.get(name, default)
 
+    @property
+    def needs(self) -> dict[str, str]:
+        """What must be there, with the least version or "", of `NEEDS`: ("vllm", "ray>=2.55") is {"vllm": "", "ray": "2.55"}."""
+        return {name: least for name, _, least in (need.partition(">=") for need in self.get("NEEDS", ()))}
+
 
 def names(kind: str) -> list[str]:
     """The plugins of one kind ("probes", "faults", "rules"), sorted."""
@@ -51,6 +56,11 @@ def describe(kind: str, name: str) -> Plugin:
             except ValueError:
                 continue  # computed when imported: not metadata
     return Plugin(kind, name, ast.get_docstring(tree) or "", constants)
+
+
+def needs_ranks(probe: str) -> bool:
+    """Whether a probe runs on the ranks; the others look at the nodes, and need no torch. Raises KeyError for an unknown name."""
+    return bool(describe("probes", probe).get("WHERE") != "nodes")
 
 
 def load(kind: str, name: str) -> ModuleType:

@@ -67,7 +67,8 @@ TERMS: Mapping[str, str] = {
     "evidence": "A quoted line with its file and line number. Every finding shows what it rests on.",
     "fact": "One observation, such as an exit code or an interface's address. Facts have no opinion; rules draw the conclusion.",
     # what it means
-    "probe": "One check that runs on the ranks, for example bandwidth. Each is a file in probes/ and can also run alone.",
+    "probe": "One check: of the nodes before any rank starts, such as host, or on the ranks, such as bandwidth. Each is a file in probes/ and can "
+    "also run alone.",
     "fault": "One way to break a job on purpose, for example stopping a rank. A drill plants it to see that it is found and blamed on the right "
     "rank.",
     "drill": "Planting faults in an own small job and checking that each is detected and blamed correctly. It tests the tool, and shows you what "
@@ -114,6 +115,9 @@ TERMS: Mapping[str, str] = {
     "links: keep it within a node if you can.",
     "PP": "Pipeline parallelism: each group of GPUs holds some of the layers and hands its result on. It sends little, so it can cross slower links.",
     "DP": "Data parallelism: each group of GPUs holds the whole model and serves other requests. The groups exchange little or nothing.",
+    "replica": "One copy of a model that answers requests by itself, on one GPU or on many. With DP there are several.",
+    "layout": "How a model is spread over GPUs: the slices of its layers (TP), the stages that layers are gathered in (PP), the replicas (DP). "
+    "`ncclcheck plan` chooses one.",
     "EP": "Expert parallelism: the experts of a mixture-of-experts model are spread over GPUs, and an all-to-all brings each token to its experts.",
 }
 
@@ -129,8 +133,16 @@ def explain(word: str) -> str | None:
         if _key(name) == _key(word):
             plugin = registry.describe(kind, name)
             parts.append(f"{kind.removesuffix('s')} {_shown(kind, name)}: {plugin.doc}")
+            parts += [_trial(plugin)] if kind == "faults" and plugin.get("EXPECT") else []
             parts += [f"How to read the drawings\n{_fill(LEGEND, '    ')}"] if kind == "rules" else []
     return "\n\n".join(parts) or None
+
+
+def _trial(plugin: registry.Plugin) -> str:
+    """What a fault must be found as, and how to see it."""
+    probe = plugin.get("PROBES", ("training",))[0]
+    seen = f"ncclcheck probe {probe} --emulate 2x1 --inject {plugin.name}@rank=1,after=50"
+    return f"It must be found as {plugin.get('EXPECT')}.\nSee it:   {seen}\nTry it:   ncclcheck drill {plugin.name}"
 
 
 def suggest(word: str) -> list[str]:

@@ -10,13 +10,22 @@ from dataclasses import replace
 from ncclcheck import attempts, insufficient, registry, stated
 from ncclcheck.causes import CAUSES
 from ncclcheck.evidence import text
-from ncclcheck.model import Culprit, Evidence, Finding, Outcome, ProbeResult, Run, Status, Verdict
+from ncclcheck.model import Culprit, Evidence, Fact, Finding, Outcome, ProbeResult, Run, Status, Verdict
+from ncclcheck.rules import _reading as reading
 
 UNDECIDED = frozenset({"agent-lost", "insufficient-evidence", "permission-denied", "probe-crashed", "rpc-timeout", "unsafe-input"})
 """Causes that leave the question open: they make a verdict unknown, not not-ready."""
 
+SLOWER = frozenset({"slow-rank", "slow-network", "slow-link", "slow-gpu"})
+"""Causes by which a job is slower than it could be: alone they make a verdict degraded."""
+
 ENDS = frozenset({"rank-killed", "rank-died-exception", "rank-died-oom", "rank-exited-early"})
 """Causes that name the rank that ended: something that happened elsewhere does not explain them. Other symptoms show at whoever waits."""
+
+STOP, DEGRADATION = "stop", "degradation"
+"""How grave a finding is: a launch would fail, hang or be wrong; or it would work, and slower or less safely than it could."""
+
+_SEVERITIES = {"fail": STOP, "degraded": DEGRADATION}
 
 GUESS = 0.45  # the most that is given to what an earlier attempt of the job failed of
 SURE = 0.7  # confidence from which a cause explains symptoms that are stated outright
@@ -96,22 +105,39 @@ def _guarded(run: Run, name: str) -> list[Finding]:
 
 
 def reported(run: Run) -> list[Finding]:
-    """What a probe found itself (facts of kind "fail")."""
-    result: list[Finding] = []
-    for fact in run.of("fail"):
-        culprit = run.blame(fact.get("ranks")) if fact.get("ranks") else Culprit()
-        evidence = [fact.source] if fact.source else []
-        same = next((other for other in result if (other.cause, other.title) == (fact.get("cause"), fact.get("title"))), None)
-        if same is None:
-            remedy = fact.get("remedy") or CAUSES[fact.get("cause")].remedy
-            result.append(Finding(fact.get("cause"), fact.get("title"), culprit, float(fact.get("confidence", 0.95)), evidence, remedy))
-    return result
+    """What a probe found itself: facts of kind "fail", and of kind "degraded" where a launch would work even so."""
+    found = [_reported(run, fact, severity) for kind, severity in _SEVERITIES.items() for fact in run.of(kind)]
+    return list({(finding.cause, finding.title): finding for finding in reversed(found)}.values())[::-1]
+
+
+def _reported(run: Run, fact: Fact, severity: str) -> Finding:
+    culprit = run.blame(fact.get("ranks")) if fact.get("ranks") else Culprit()
+    named = {part: fact.get(part) for part in ("hosts", "devices", "interface", "link") if fact.get(part)}
+    return Finding(
+        fact.get("cause"),
+        fact.get("title"),
+        replace(culprit, **named),
+        float(fact.get("confidence", 0.95)),
+        [*([fact.source] if fact.source else []), *(Evidence("", 0, str(line)) for line in fact.get("evidence", ()))],
+        fact.get("remedy") or CAUSES[fact.get("cause")].remedy,
+        severity=severity,
+    )
+
+
+def placed(run: Run, found: Sequence[Finding]) -> list[Finding]:
+    """The findings of a live run; the first also says in which phase a step was, if ranks are in one that has phases and it does not say so."""
+    if not found or "phase" in found[0].title:
+        return list(found)
+    return [replace(found[0], title=found[0].title + reading.phases(run)), *found[1:]]
 
 
 def order(found: Sequence[Finding]) -> list[Finding]:
-    """Best first: by confidence, then by time; what leaves the question open comes last. One finding per cause and title."""
+    """Best first: what stops a launch, by confidence, then by time; what leaves the question open comes last. One finding per cause and title."""
     unique = {(finding.cause, finding.title): finding for finding in reversed(found)}
-    return sorted(reversed(unique.values()), key=lambda finding: (finding.cause in UNDECIDED, -finding.confidence, finding.time or math.inf))
+    return sorted(
+        reversed(unique.values()),
+        key=lambda finding: (finding.cause in UNDECIDED, finding.severity != STOP, -finding.confidence, finding.time or math.inf),
+    )
 
 
 def judge(run: Run) -> Verdict:
@@ -143,22 +169,27 @@ def verdict(
 ) -> Verdict:
     """One status and one sentence. A probe that could not decide, or was required and could not run, never counts as passed.
 
-    `found` are the causes that speak against the cluster; `lacking` is what kept a required probe from running.
+    `found` are the causes that speak against the cluster; `lacking` is what kept a required probe from running. `ranks` is 0 where none was started.
     """
+    states = {probe.status for probe in probes}
+    if Status.FAIL not in states:
+        found = [replace(finding, severity=DEGRADATION) if finding.cause in SLOWER else finding for finding in found]
+    found = order(found)
     certain = [finding for finding in found if finding.cause not in UNDECIDED]
     findings = [*found, *lacking]
-    states = {probe.status for probe in probes}
     tail = f"; not asked: {', '.join(not_asked)}" if not_asked else ""
-    if Status.FAIL in states or certain:
+    if Status.FAIL in states or any(finding.severity == STOP for finding in certain):
         reason = certain[0].title if certain else next(probe.detail for probe in probes if probe.status is Status.FAIL)
         return Verdict(Outcome.NOT_READY, f"{reason}{tail}", findings)
     undecided = [probe for probe in probes if probe.status in (Status.SKIP, Status.UNKNOWN, Status.CRASHED)]
-    if undecided or findings or not probes:
-        reason = findings[0].title if findings else f"{undecided[0].name}: {undecided[0].detail}" if undecided else "no probe was asked for"
+    open_ = [finding for finding in findings if finding not in certain]
+    if undecided or open_ or not probes:
+        reason = open_[0].title if open_ else f"{undecided[0].name}: {undecided[0].detail}" if undecided else "no probe was asked for"
         names = f" ({', '.join(probe.name for probe in undecided)})" if undecided else ""
         return Verdict(Outcome.UNKNOWN, f"not proven{names}: {reason}{tail}", findings)
     place = " (emulated on this machine; your cluster was not tested)" if emulated else ""
-    what = f"{ranks} rank{'s' * (ranks != 1)} on {nodes} node{'s' * (nodes != 1)}"
-    if Status.DEGRADED in states:
-        return Verdict(Outcome.DEGRADED, f"degraded{place}: {next(p.detail for p in probes if p.status is Status.DEGRADED)}{tail}", findings)
+    what = (f"{ranks} rank{'s' * (ranks != 1)} on " if ranks else "") + f"{nodes} node{'s' * (nodes != 1)}"
+    if Status.DEGRADED in states or certain:
+        reason = certain[0].title if certain else next(probe.detail for probe in probes if probe.status is Status.DEGRADED)
+        return Verdict(Outcome.DEGRADED, f"degraded{place}: {reason}{tail}", findings)
     return Verdict(Outcome.READY, f"ready{place}: {what} passed {', '.join(probe.name for probe in probes)}{tail}", findings)

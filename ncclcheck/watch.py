@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+import statistics
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from ncclcheck import wire
+from ncclcheck import muster, pace, wire
 from ncclcheck.journal import Line, Slot
 from ncclcheck.model import Device, Evidence, Fact, RankId, Run, Step
-from ncclcheck.probe import STALL_FLOOR
+from ncclcheck.pace import Pace
+from ncclcheck.probe import STALL_FACTOR, STALL_FLOOR
 
+SUSPICIOUS = 2.5  # seconds without progress after which the network is looked at, however long the step may take
 LEAVE_BOUND = 5.0  # seconds in which the launchers have left after their ranks
+LATE = 6.0  # seconds after the others at which a rank that starts is late
+KEPT_BLOCKS = 256  # of calls, for ranks that lag behind
 START_BOUND = 90.0  # seconds without progress that are normal while a rank has not announced itself (interpreter, rendezvous)
 
 
@@ -24,9 +30,12 @@ class Clock(StrEnum):
     LAUNCHER = "a launcher failed"
     ERROR = "a rank raised an error"
     FAIL = "a check failed"
+    DIFFER = "ranks issued different collectives"
     STALL = "no rank made progress"
+    NETWORK = "no rank made progress, and the network failed"
     PROBE = "the probe's deadline"
     DEADLINE = "the overall deadline"
+    LOST = "an agent was lost"
 
 
 @dataclass(slots=True)
@@ -38,6 +47,7 @@ class View:
     nodes: int
     started: float
     timeouts: dict[str, float]  # probe -> seconds
+    order: muster.Order
     slots: dict[int, Slot] = field(default_factory=dict)
     beats: dict[int, int] = field(default_factory=dict)
     ranks: dict[int, RankId] = field(default_factory=dict)
@@ -47,15 +57,26 @@ class View:
     facts: list[Fact] = field(default_factory=list)
     where: dict[int, str] = field(default_factory=dict)  # rank -> the probe it is in
     over: set[bytes] = field(default_factory=set)  # agents whose part has ended
+    paced: bool = False  # the probe keeps a steady pace, so that a slow rank or network shows in it
     progress: float = 0.0  # when anything last moved
+    looked: float = -1.0  # the progress after which the network was looked at last
     patience: float = 1.0  # doubled whenever a stall turned out to be none
+    struck: float | None = None  # when a planted fault struck
+    claims: dict[tuple[int, int], muster.Claim] = field(default_factory=dict)  # (node, local_rank) -> what that rank says of itself
+    blocks: dict[int, dict[int, list[int]]] = field(default_factory=dict)  # end of a block of calls -> digest -> ranks
+    paces: dict[int, list[Pace]] = field(default_factory=dict)  # rank -> readings in the probe that it is in
+    first_seen: dict[int, float] = field(default_factory=dict)
+    begun: dict[int, tuple[str, float]] = field(default_factory=dict)  # rank -> the local step that it is in, since when (its clock)
+    phases: dict[int, tuple[int, str]] = field(default_factory=dict)  # rank -> the seq of a step, and the phase that it has come to
+    longest: dict[str, dict[int, float]] = field(default_factory=dict)  # local step -> rank -> seconds that the longest one took
 
     def __post_init__(self) -> None:
         self.progress = self.started
 
-    def update(self, peer: bytes, folder: str, message: wire.Progress, now: float) -> None:
+    def update(self, peer: bytes, node: int, folder: str, message: wire.Progress, now: float) -> None:
         """Take in what one node reports; `folder` is that node's part of the run directory."""
         for slot in message.slots:
+            self.first_seen.setdefault(slot.rank, now)
             if (known := self.slots.get(slot.rank)) is None or known.writes != slot.writes:
                 self.progress = now
             self.slots[slot.rank] = slot
@@ -64,20 +85,58 @@ class View:
                 self.progress = now
             self.beats[rank] = value
         for line in message.lines:
-            self._line(line, folder, now)
+            self._line(line, node, folder, now)
+            if line.kind == "planted" and self.struck is None:
+                self.struck = now - (message.sent - float(line.fields["struck"]))
+        for slot in message.slots:
+            if (probe := self.where.get(slot.rank)) and slot.rank not in self.finished.get(probe, {}):
+                pace = Pace(now, slot.seq, slot.worked, slot.waited, message.starved.get(slot.rank, 0.0))
+                self.paces.setdefault(slot.rank, []).append(pace)
+        for rank, blocks in message.blocks.items():
+            for end, digest in blocks:
+                self._block(end, digest, rank)
         self.facts += [fact.placed(folder) for fact in message.facts]
         if message.ended:
             self.over.add(peer)
 
-    def _line(self, line: Line, folder: str, now: float) -> None:
+    def _block(self, end: int, digest: int, rank: int) -> None:
+        """Compare a block of calls with the same of the other ranks."""
+        known = self.blocks.setdefault(end, {})
+        known.setdefault(digest, []).append(rank)
+        if len(known) > 1 and not any(fact.kind == "calls-differ" for fact in self.facts):
+            self.facts.append(Fact("calls-differ", fields={"before": end}))
+        while len(self.blocks) > KEPT_BLOCKS:
+            del self.blocks[min(self.blocks)]
+
+    def _muster(self) -> None:
+        known = {fact.get("title") for fact in self.facts if fact.kind == "fail"}
+        self.facts += [fact for fact in muster.check(self.order, list(self.claims.values())) if fact.get("title") not in known]
+
+    def _line(self, line: Line, node: int, folder: str, now: float) -> None:
         fields = line.fields
         host = self.ranks[line.rank].host if line.rank in self.ranks else None
         match line.kind:
             case "hello":
                 who = fields["identity"]
                 self.ranks[line.rank] = RankId(**{**who, "device": Device(**who["device"])})
+                if claim := self.claims.get((node, who["local_rank"])):
+                    nccl, built = fields["nccl"]
+                    changed = replace(claim, device=who["device"], torch=fields["torch"], nccl=nccl, built=built, vllm=fields.get("vllm"))
+                    self.claims[node, who["local_rank"]] = changed
+                    self._muster()
+            case "claim":
+                self.claims[node, fields["local_rank"]] = muster.Claim(node, **fields)
+                self._muster()
+            case "local":
+                self.begun[line.rank] = (fields["step"], line.at)
+            case "leave" if self.begun.get(line.rank, ("", 0.0))[0] == fields["step"]:
+                step, at = self.begun.pop(line.rank)
+                self.longest.setdefault(step, {})[line.rank] = max(line.at - at, self.longest.get(step, {}).get(line.rank, 0.0))
+            case "phase":
+                self.phases[line.rank] = line.seq, str(fields["phase"])
             case "probe":
                 self.where[line.rank] = fields["name"]
+                self.paces.pop(line.rank, None)
                 self.began.setdefault(fields["name"], now)
             case "probe-end":
                 self.finished.setdefault(fields["name"], {})[line.rank] = now
@@ -104,9 +163,11 @@ class View:
             ("gone", Clock.DEATH),
             ("stopped", Clock.STOP),
             ("launcher-failed", Clock.LAUNCHER),
+            ("absent", Clock.LAUNCHER),
             ("launcher-stopped", Clock.STOP),
             ("error", Clock.ERROR),
             ("fail", Clock.FAIL),
+            ("calls-differ", Clock.DIFFER),
         ):
             if any(fact.kind == kind for fact in self.facts):
                 return clock, 0.0
@@ -116,15 +177,60 @@ class View:
             return Clock.OVER, 0.0  # the ranks have left in order; a launcher that does not is ended with the rest
         if (probe := self.current()) and now - self.began[probe] > self.timeouts[probe]:
             return Clock.PROBE, self.timeouts[probe]
+        if self._disagree():
+            return Clock.DIFFER, 0.0
         bound = self.bound() * self.patience
         if now - self.progress > bound:
             return Clock.STALL, bound
         return None
 
+    def _disagree(self) -> bool:
+        """Whether ranks are inside different collectives that have the same number: then there is nothing to wait for."""
+        inside: dict[int, set[int]] = {}
+        for slot in self.slots.values():
+            if slot.step.inside and not slot.local:
+                inside.setdefault(slot.seq, set()).add(slot.signature)
+        return any(len(calls) > 1 for calls in inside.values())
+
+    def suspicious(self, now: float) -> bool:
+        """Whether nothing has moved for so long that the network is to be looked at: once for each time that all stands still."""
+        if now - self.progress <= SUSPICIOUS or self.looked == self.progress or len(self.slots) < self.world_size:
+            return False
+        self.looked = self.progress
+        return True
+
     @property
     def complete(self) -> bool:
         """Whether every rank came to the end of every probe."""
         return all(len(self.finished.get(probe, ())) == self.world_size for probe in self.timeouts)
+
+    @property
+    def slowed(self) -> bool:
+        """Whether the collectives take longer than they did at first: then the network is looked at, though the job goes on."""
+        return self.paced and any(fact.kind == "slowed" for fact in pace.facts(self.paces))
+
+    def _pace(self) -> list[Fact]:
+        if not self.paced:
+            return []
+        lengthy = [
+            Fact("lengthy", rank=rank, fields={"step": step, "longest": round(seconds, 2), "others": round(others, 2)})
+            for step, times in self.longest.items()
+            for rank, seconds in times.items()
+            if seconds > STALL_FACTOR * (others := max((time for other, time in times.items() if other != rank), default=math.inf))
+        ]
+        return [*pace.facts(self.paces), *lengthy]
+
+    def _late(self) -> list[Fact]:
+        """Ranks that started long after the others."""
+        if len(self.first_seen) < self.world_size or self.world_size < 2:
+            return []
+        usual = statistics.median_low(list(self.first_seen.values()))
+        late = {rank: seen - usual for rank, seen in self.first_seen.items() if seen - usual > max(LATE, usual - self.started)}
+        return [Fact("late", rank=rank, fields={"seconds": round(seconds, 1)}) for rank, seconds in late.items()]
+
+    def reached(self, seq: int) -> bool:
+        """Whether every rank has issued more than so many collectives."""
+        return len(self.slots) == self.world_size and all(slot.seq > seq for slot in self.slots.values())
 
     def explained(self) -> bool:
         """Whether a rank is known to be dead or stopped, or every rank has raised an error."""
@@ -139,12 +245,17 @@ class View:
 
     def steps(self) -> list[Step]:
         """The newest step of each rank."""
-        return [self.slots[rank].step for rank in sorted(self.slots)]
+        return [self._step(self.slots[rank]) for rank in sorted(self.slots)]
+
+    def _step(self, slot: Slot) -> Step:
+        """It has a phase while the rank is inside of it; what came after it has none."""
+        seq, phase = self.phases.get(slot.rank, (-1, ""))
+        return replace(slot.step, phase=phase) if seq == slot.seq and slot.step.inside and not slot.local else slot.step
 
     def run(self, more: list[Fact]) -> Run:
         """What triage reads."""
         done = [Fact("done", self.ranks[rank].host if rank in self.ranks else None, rank) for rank, slot in self.slots.items() if slot.done]
-        facts = [*self.facts, *more, *done]
+        facts = [*self.facts, *more, *done, *self._late(), *self._pace()]
         nameless = {
             fact.rank: RankId(fact.rank, host=fact.host or "", pid=fact.pid) for fact in facts if fact.rank is not None
         }  # died too early to say

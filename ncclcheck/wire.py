@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import socket
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -21,9 +22,11 @@ import zmq.utils.z85
 
 from ncclcheck.journal import Line, Slot
 from ncclcheck.model import Fact
+from ncclcheck.survey import Question
 
 PROTOCOL = 1
 MAX_MESSAGE = 2**20  # bytes
+SEGMENT = 1200  # bytes of the control plane's TCP segments: they pass wherever IPv6 does, which wants 1280 with its headers
 BEAT = 1.0  # seconds between signs of life
 SILENCE = 6.0  # seconds without any, after which a peer counts as lost
 PAUSE = SILENCE / 2  # seconds that pass unnoticed only for a process that was stopped or starved itself
@@ -33,6 +36,18 @@ _WRONG_KEY = 0x11000001  # ZMQ_PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC
 
 class Message(msgspec.Struct, frozen=True, tag=True):
     """Anything that one agent sends to another."""
+
+
+class Door(msgspec.Struct, frozen=True):
+    """An address by which other nodes may come to this one, and the port of the echo there; port 0: none could be opened."""
+
+    interface: str
+    address: str
+    port: int
+    mtu: int
+    prefixlen: int
+    state: str  # up, down, no-carrier
+    speed: int = 0  # Mbit/s; 0: not known
 
 
 class Hello(Message, frozen=True):
@@ -51,6 +66,17 @@ class Hello(Message, frozen=True):
     versions: Mapping[str, str | None]  # distribution -> version, None where it is not installed
     nvidia: bool  # an NVIDIA device is there, whether or not it works
     task: Mapping[str, int] | None = None  # rank, local_rank, ... inside a launcher that starts one process per rank
+    echo: tuple[str, int] = ("", 0)  # address and port to which others try the way (see paths); port 0: none
+    doors: list[Door] = []  # every address by which others may come, that of `echo` first (see doors)
+
+
+class Peer(msgspec.Struct, frozen=True):
+    """Another node as this one finds it: where its echo listens."""
+
+    node_rank: int
+    host: str
+    address: str
+    port: int
 
 
 class Roster(Message, frozen=True):
@@ -62,10 +88,26 @@ class Roster(Message, frozen=True):
 
 
 class Welcome(Message, frozen=True):
-    """The roll is complete: this run's id and this agent's number."""
+    """The roll is complete: this run's id, this agent's number, and the nodes to which it is to try the way where something goes wrong."""
 
     run_id: str
     node_rank: int
+    peers: list[Peer] = []
+    node0: Peer | None = None
+
+
+class Survey(Message, frozen=True):
+    """Say what your node is and has: these sections, each a module of collect/."""
+
+    question: Question
+    sections: list[str]
+
+
+class Surveyed(Message, frozen=True):
+    """Section -> what was read there, as compressed JSON; with an error there is none."""
+
+    inventory: bytes
+    error: str = ""
 
 
 class Launch(Message, frozen=True):
@@ -89,12 +131,18 @@ class Progress(Message, frozen=True):
     beats: Mapping[int, int]
     facts: list[Fact]  # deaths and stops, as they are noticed
     ended: bool = False  # the launcher has left and no rank is alive
+    sent: float = 0.0  # that node's monotonic clock
+    blocks: Mapping[int, list[tuple[int, int]]] = {}  # rank -> end and digest of blocks of its calls
+    starved: Mapping[int, float] = {}  # rank -> seconds in which it could have run and got no CPU
 
 
 class Collect(Message, frozen=True):
-    """Look at every rank now, before anything is ended."""
+    """Look at every rank now, before anything is ended, and at the network."""
 
     launch: str
+    ranks: bool = True
+    network: bool = True
+    recorder: bool = False  # ask the flight recorders, too: seconds, and only where ranks hang on their GPUs
 
 
 class Collected(Message, frozen=True):
@@ -115,6 +163,45 @@ class Stopped(Message, frozen=True):
 
     launch: str
     facts: list[Fact]
+
+
+class Strike(Message, frozen=True):
+    """Break this node, as was asked for (`fault` is a fault.Spec as text); mended when the launch is stopped, or this agent ends."""
+
+    launch: str
+    fault: str
+    others: list[str]  # the other nodes' addresses
+    ports: list[int]  # of the agents and of the rendezvous
+
+
+class Target(msgspec.Struct, frozen=True):
+    """A way to try: from one of our doors to one of a peer's."""
+
+    peer: Peer  # with the address and the port of that door
+    peer_interface: str
+    interface: str  # ours,
+    source: str  # and its address
+    mtu: int  # bytes of the largest packet that both interfaces are set to take
+    main: bool  # between the addresses by which the agents speak with node 0
+    network: str  # which of the nodes' networks it is: `10.1.0.0/24`, with the interfaces where they have several there
+
+
+class Try(Message, frozen=True):
+    """Try these ways, all at once. The first of a series tells which names to look up meanwhile, the closing one asks for what came of it."""
+
+    round: int
+    targets: list[Target]
+    nbytes: int  # of a large message
+    names: list[str] = []
+    closing: bool = False
+
+
+class Tried(Message, frozen=True):
+    """How the ways are; at the end also how names resolve here, and who was heard: (address, ours), whether or not our answers arrived."""
+
+    round: int
+    facts: list[Fact]
+    heard: list[tuple[str, str]] = []
 
 
 class Examine(Message, frozen=True):
@@ -150,10 +237,36 @@ class Goodbye(Message, frozen=True):
     reason: str
 
 
-Any_ = Hello | Roster | Welcome | Launch | Progress | Collect | Collected | Stop | Stopped | Examine | Examined | Result | Ack | Beat | Goodbye
+Any_ = (
+    Hello
+    | Roster
+    | Welcome
+    | Survey
+    | Surveyed
+    | Launch
+    | Progress
+    | Collect
+    | Collected
+    | Stop
+    | Stopped
+    | Strike
+    | Try
+    | Tried
+    | Examine
+    | Examined
+    | Result
+    | Ack
+    | Beat
+    | Goodbye
+)
 _encode = msgspec.msgpack.Encoder().encode
 _decode: Callable[[bytes], Any_] = msgspec.msgpack.Decoder(Any_).decode
 T = TypeVar("T")
+
+
+def ended(closed: float | None, fell_silent: float) -> bool:
+    """Whether who fell silent then (monotonic) ended the connection: a network that fails ends none, and one that is mended later ends it late."""
+    return closed is not None and closed < fell_silent + 2 * BEAT
 
 
 def encode(message: Message) -> bytes:
@@ -198,17 +311,32 @@ class Server:
         self._socket.curve_server = True
         self._socket.curve_publickey, self._socket.curve_secretkey = public, secret
         self._socket.router_handover = True
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
+        self._connected: dict[int, str] = {}  # file descriptor -> address
         self.callers: set[str] = set()  # addresses that connected
+        self.closed: dict[str, float] = {}  # addresses whose last connection was ended from there, and when (monotonic)
         self.wrong_keys = 0  # sessions refused because their key comes from another token
 
     def bind(self, address: str, port: int) -> None:
-        """Listen on this address only. Raises OSError as bind does."""
-        host = f"[{address}]" if ":" in address else address
-        try:
-            self._socket.bind(f"tcp://{host}:{port}")
-        except zmq.ZMQError as error:
-            raise OSError(error.errno, os.strerror(error.errno or 0)) from None
+        """Listen on this address only. Raises OSError as bind does.
+
+        Connections to it carry small packets, in both directions: where larger ones vanish on the way, the agents can still say so.
+        """
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, SEGMENT)  # said to who connects, and inherited by what is accepted
+            listener.bind((address, port))
+            listener.listen(socket.SOMAXCONN)
+            self._socket.setsockopt(zmq.USE_FD, listener.fileno())
+            host = f"[{address}]" if family == socket.AF_INET6 else address
+            try:
+                self._socket.bind(f"tcp://{host}:{port}")
+            except zmq.ZMQError as error:
+                raise OSError(error.errno, os.strerror(error.errno or 0)) from None
+            finally:
+                self._socket.setsockopt(zmq.USE_FD, -1)
+            listener.detach()
         self._socket.bind(LOCAL)
 
     async def receive(self) -> tuple[bytes, Any_]:
@@ -228,7 +356,13 @@ class Server:
             event = zmq.utils.monitor.parse_monitor_message(await self._monitor.recv_multipart())
             if event["event"] == zmq.EVENT_ACCEPTED:
                 with contextlib.suppress(OSError), socket.socket(fileno=os.dup(event["value"])) as peer:
-                    self.callers.add(str(peer.getpeername()[0]).removeprefix("::ffff:"))
+                    address = str(peer.getpeername()[0]).removeprefix("::ffff:")
+                    self.callers.add(address)
+                    self.closed.pop(address, None)
+                    self._connected[event["value"]] = address
+            elif event["event"] == zmq.EVENT_DISCONNECTED:
+                if address := self._connected.pop(event["value"], ""):
+                    self.closed[address] = time.monotonic()
             elif event["value"] == _WRONG_KEY:
                 self.wrong_keys += 1
 
@@ -255,6 +389,8 @@ class Client:
         self._socket.reconnect_ivl, self._socket.reconnect_ivl_max = 200, 1000
         self._socket.connect_timeout = 2000
         self._socket.immediate = endpoint != LOCAL  # queue nothing for a node 0 that is not there
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        self.closed: float | None = None  # when node 0's end closed the connection (monotonic)
         self._socket.connect(endpoint)
 
     async def receive(self) -> Any_:
@@ -269,8 +405,15 @@ class Client:
         with contextlib.suppress(zmq.Again):
             _fire(self._socket.send(encode(message), zmq.NOBLOCK))
 
+    async def watch(self) -> None:
+        """Note when node 0's end closes the connection, for as long as the client lives."""
+        while True:
+            event = zmq.utils.monitor.parse_monitor_message(await self._monitor.recv_multipart())
+            self.closed = time.monotonic() if event["event"] == zmq.EVENT_DISCONNECTED else None
+
     def close(self) -> None:
         """Leave, after at most half a second for what is still on its way out."""
+        self._socket.disable_monitor()
         self._socket.close(linger=500)
 
 

@@ -35,6 +35,7 @@ TIMEOUT = 90.0
 MIN_RANKS = 2
 DEFAULT = True
 ORDER = 30
+MEASURES = True
 
 SMALLEST, FACTOR = 8, 8  # bytes; each size is so many times the one before
 LARGEST_GPU, LARGEST_CPU = 2**30, 2**28  # bytes, unless "max_bytes" says otherwise

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 from lab import TwoHosts
-from running import until
+from running import SOON, until
+
+# An example may take long, and so may its making, because the machine does something else.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
+
+
+def pytest_configure() -> None:
+    """A shell's background job ignores SIGINT, and so would all that the tests start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module")
@@ -21,4 +32,4 @@ def two_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoHosts]:
         pytest.skip(f"two hosts cannot be made of namespaces here: {error}")
     yield hosts
     hosts.close()
-    until(lambda: not hosts.left(), 5, "the end of what was started on the two hosts")
+    until(lambda: not hosts.left(), SOON, "the end of what was started on the two hosts")

@@ -4,7 +4,8 @@
     fact missing-node @ b node_rank=1
 
 A rank's steps are separated by commas; `...` marks the one it is still inside; a number after a name is its size in
-bytes. After `|` stand facts about that rank. `=>` gives the culprits: ranks, or hosts, or "N of M" for world size M, or `-` for
+bytes. `calls a; b` is a history of calls.
+After `|` stand facts about that rank. `=>` gives the culprits: ranks, or hosts, or "N of M" for world size M, or `-` for
 nobody. `log FILE: TEXT` is a line of a log; the lines of one FILE are read together, by the real readers.
 """
 
@@ -16,7 +17,7 @@ import textwrap
 from dataclasses import replace
 from typing import Any
 
-from ncclcheck import assemble
+from ncclcheck import assemble, history
 from ncclcheck.evidence import source
 from ncclcheck.model import Fact, RankId, Run, Step
 
@@ -66,8 +67,15 @@ def _step(rank: int, seq: int, text: str) -> Step:
 
 def _about(rank: int, host: str, text: str) -> Fact:
     kind, _, rest = text.partition(" ")
+    if kind == "calls":
+        calls = rest.split("; ")
+        texts = list(dict.fromkeys(calls))
+        signatures = [history.signature([text]) for text in texts]
+        fields = {"last": len(calls), "signatures": signatures, "texts": texts, "calls": [texts.index(call) for call in calls]}
+        return Fact(kind, host, rank, 100 + rank, fields)
     fields: dict[str, dict[str, Any]] = {
         "stack": {"frames": [rest], "own": rest},
+        "recorded": {"group": "default_pg", "what": "all_reduce [8] Float", "seq": 7, "state": rest},
         "exit": {"code": int(rest or 0) if kind == "exit" else 0},
         "gone": {"code": int(rest) if kind == "gone" and rest else None},
         "error": dict(zip(("type", "message"), rest.split(": ", 1), strict=False)),
@@ -77,6 +85,8 @@ def _about(rank: int, host: str, text: str) -> Fact:
 
 def _field(pair: str) -> tuple[str, Any]:
     key, _, value = pair.partition("=")
-    if key in ("addresses", "probes", "there", "processes"):
+    if key in ("addresses", "probes", "there", "processes", "ranks", "changed", "lost"):
         return key, value.split(",")
+    if value in ("True", "False"):
+        return key, value == "True"
     return key, int(value) if re.fullmatch(r"-?\d+", value) else value

@@ -8,9 +8,11 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from running import Job, environments
+from running import SOON, Job, environments, until
 
 PYTHON = (sys.executable, "-m", "ncclcheck")
 
@@ -50,7 +52,7 @@ class Host:
         """Let the host go, with its end of the cable."""
         assert self._keeper.stdin
         self._keeper.stdin.close()
-        self._keeper.wait(5)
+        self._keeper.wait(SOON)
 
 
 class TwoHosts:
@@ -82,6 +84,10 @@ class TwoHosts:
                     ip.addr("add", index=cable, address=host.address, prefixlen=24)
                     for index in (loopback, cable):
                         ip.link("set", index=index, state="up")
+            for host in self.hosts:
+                with IPRoute(netns=f"/proc/{host.pid}/ns/net") as ip:
+                    up = partial(_is_up, ip, host.interface)
+                    until(up, SOON, f"{host.interface} to be up")  # else it changes while a test looks
         except BaseException:
             self.close()
             raise
@@ -124,3 +130,8 @@ class TwoHosts:
             process.communicate()
         for host in self.hosts:
             host.close()
+
+
+def _is_up(ip: Any, interface: str) -> bool:
+    (cable,) = ip.get_links(ifname=interface)
+    return bool(cable.get_attr("IFLA_OPERSTATE") == "UP")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +17,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+SOON = 60.0  # seconds for what takes a moment: the machine may be busy, or stand still for a while
+
 
 def until(condition: Callable[[], T], seconds: float, what: str) -> T:
     """Wait for a condition to become true; its value. Fails the test, saying what was awaited, after `seconds`."""
@@ -23,6 +27,14 @@ def until(condition: Callable[[], T], seconds: float, what: str) -> T:
         assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
         time.sleep(0.02)
     return value
+
+
+def free_port(address: str = "127.0.0.1") -> int:
+    """A port that nobody holds, below those that the kernel gives to whoever asks for any: nobody has it before it is used."""
+    while True:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as free, contextlib.suppress(OSError):
+            free.bind((address, random.randrange(10_000, 20_000)))
+            return int(free.getsockname()[1])
 
 
 class Job:
@@ -63,7 +75,7 @@ class Job:
     @property
     def run_dir(self) -> Path:
         """The run's directory, as soon as it is there."""
-        return until(lambda: next(iter(self.folder.glob("ncclcheck-runs/*Z-*")), None), 60, "a run directory")
+        return until(lambda: next(iter(self.folder.glob("ncclcheck-runs/*Z-*")), None), SOON, "a run directory")
 
     def announced(self, rank: int, step: str) -> bool:
         """Whether a rank has announced a step of this name."""
@@ -79,9 +91,12 @@ class Job:
         return {int(node): pid for node, pid in self._running("ncclcheck.torchrun", "NCCLCHECK_NODE")}
 
     def _running(self, module: str, variable: str) -> Iterator[tuple[str, int]]:
-        """The value of a variable, and the pid, of each process of this run that runs a module."""
+        """The value of a variable, and the pid, of each process of this run that runs a module.
+
+        What one of them has forked and what has not become another program yet looks the same: the one that was there first comes last.
+        """
         marks = [f"NCCLCHECK_RUN={path.name}".encode() for path in self.folder.glob("ncclcheck-runs/*")]
-        for pid, environ in environments():
+        for pid, environ in sorted(environments(), key=lambda found: _started(found[0]), reverse=True):
             value = next((entry.partition(b"=")[2].decode() for entry in environ if entry.startswith(f"{variable}=".encode())), None)
             if value is not None and any(mark in environ for mark in marks) and module in _command(pid).split()[:5]:
                 yield value, pid
@@ -102,12 +117,24 @@ class Job:
             self.process.wait()
 
 
+def children(pid: int) -> list[int]:
+    """The children of a process, in the order in which it got them: of the maker of emulated nodes, node 0 first."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def environments() -> Iterator[tuple[int, list[bytes]]]:
     """Every process whose environment this one may read, with it."""
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             with contextlib.suppress(OSError):
                 yield int(entry), Path(f"/proc/{entry}/environ").read_bytes().split(b"\0")
+
+
+def _started(pid: int) -> float:
+    """When a process began, in ticks since the machine did."""
+    with contextlib.suppress(OSError):
+        return float(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    return float("inf")
 
 
 def _command(pid: int) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from running import until
+from running import SOON, until
 
 from ncclcheck.evidence import _archives, _streams, heap, source, workers
 from ncclcheck.evidence.source import Reading
@@ -114,18 +114,18 @@ def test_archives_in_archives_are_read_three_deep(tmp_path: Path) -> None:
 def test_a_pipe_and_standard_input_are_read_and_their_writer_is_waited_for(tmp_path: Path) -> None:
     pipe = Path(tmp_path, "pipe")
     os.mkfifo(pipe)
-    reader = subprocess.Popen([sys.executable, "-c", PRINT_NAMES, "0.5", str(pipe), "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    reader = subprocess.Popen([sys.executable, "-c", PRINT_NAMES, "3", str(pipe), "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert reader.stdin is not None
     with pytest.raises(subprocess.TimeoutExpired):
-        reader.wait(2)
+        reader.wait(5)
     pipe.write_bytes(gzip.compress(LINE))
-    out, _ = reader.communicate(LINE.decode(), timeout=20)
+    out, _ = reader.communicate(LINE.decode(), timeout=SOON)
     assert out.splitlines() == [f"{pipe} 1", "- 1"]
 
 
 def test_a_zip_is_read_from_a_pipe_too(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", PRINT_NAMES, "20", "-"], input=zipped(**{"a.log": LINE}), capture_output=True, timeout=20, check=True
+        [sys.executable, "-c", PRINT_NAMES, "20", "-"], input=zipped(**{"a.log": LINE}), capture_output=True, timeout=SOON, check=True
     )
     assert done.stdout == b"-/a.log 1\n"
 
@@ -171,7 +171,7 @@ for each in heap._under(["/proc/1"]):
 
 
 def test_a_link_that_may_not_be_read_costs_a_line(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", LIST_PROBLEMS], capture_output=True, text=True, timeout=20, check=True)
+    done = subprocess.run([sys.executable, "-c", LIST_PROBLEMS], capture_output=True, text=True, timeout=SOON, check=True)
     assert {f"{name}|where the link leads cannot be read: Permission denied" for name in ("cwd", "exe", "root")} <= set(done.stdout.splitlines())
 
 
@@ -184,7 +184,7 @@ def test_what_may_not_be_read_or_has_vanished_costs_a_line_each(tmp_path: Path) 
     tmp_path.chmod(0o755)
     for folder in tmp_path.parents[:2]:
         folder.chmod(0o755)
-    done = subprocess.run([sys.executable, "-c", PRINT_PROBLEMS, str(tmp_path)], capture_output=True, text=True, timeout=20, check=True)
+    done = subprocess.run([sys.executable, "-c", PRINT_PROBLEMS, str(tmp_path)], capture_output=True, text=True, timeout=SOON, check=True)
     Path(tmp_path, "closed").chmod(0o700)
     assert done.stdout.splitlines() == [
         "closed/|the folder cannot be read: Permission denied",
@@ -314,7 +314,7 @@ def crash() -> None:
 
 @pytest.mark.parametrize(
     ("act", "why"),
-    [(endless, "nothing came of it for 500 ms"), (large, "it takes more than 2 GiB of memory to read"), (crash, "its reader was ended by signal 9")],
+    [(endless, "nothing came of it for 3 s"), (large, "it takes more than 2 GiB of memory to read"), (crash, "its reader was ended by signal 9")],
 )
 def test_what_hangs_or_kills_its_reader_costs_only_itself(
     tmp_path: Path, obstacle: Callable[[str, Callable[[], object]], None], act: Callable[[], object], why: str
@@ -322,7 +322,7 @@ def test_what_hangs_or_kills_its_reader_costs_only_itself(
     obstacle("2.log", act)
     Path(tmp_path, "b.tar").write_bytes(tar(**{f"{number}.log": LINE for number in range(5)}))
     Path(tmp_path, "c.log").write_bytes(LINE)
-    readings = read(tmp_path, patience=0.5)
+    readings = read(tmp_path, patience=3.0)
     assert list(readings) == [*(f"b.tar/{number}.log" for number in range(5)), "c.log"]
     assert found(readings) == set(readings) - {"b.tar/2.log"}
     assert (readings["b.tar/2.log"].problem, readings["b.tar/2.log"].unsafe) == (why, True)
@@ -354,10 +354,10 @@ def test_workers_end_when_nobody_wants_their_results_and_when_their_parent_is_ki
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
     reader = subprocess.Popen([sys.executable, "-c", PRINT_NAMES, "20", "-"], stdin=subprocess.PIPE)
-    children = until(lambda: Path(f"/proc/{reader.pid}/task/{reader.pid}/children").read_text().split(), 20, "a worker")
+    children = until(lambda: Path(f"/proc/{reader.pid}/task/{reader.pid}/children").read_text().split(), SOON, "a worker")
     os.kill(reader.pid, signal.SIGKILL)
     reader.wait()
-    until(lambda: not any(Path("/proc", pid).exists() for pid in children), 5, "the worker's end")
+    until(lambda: not any(Path("/proc", pid).exists() for pid in children), SOON, "the worker's end")
 
 
 def test_a_worker_leaves_no_core_dump_and_may_not_take_all_memory() -> None:
@@ -375,7 +375,7 @@ def test_standard_input_that_is_a_terminal_may_be_pasted_into() -> None:
     reader = subprocess.Popen([sys.executable, "-c", PRINT_NAMES, "20", "-"], stdin=theirs, stdout=subprocess.PIPE)
     os.close(theirs)
     os.write(ours, LINE + b"\x04")
-    out, _ = reader.communicate(timeout=20)
+    out, _ = reader.communicate(timeout=SOON)
     os.close(ours)
     assert out == b"- 1\n"
 

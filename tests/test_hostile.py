@@ -9,12 +9,13 @@ import os
 import pickle
 import random
 import re
+import resource
 import struct
 import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,15 @@ from ncclcheck.evidence.source import Reading
 LINE = b"gpu-04:811:900 [0] transport/net_ib.cc:199 NCCL WARN Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1b000\n"
 SEEDS = [seed[1:] for seed in target.seeds()]
 FEW = settings(max_examples=60, deadline=None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _limited() -> Iterator[None]:
+    """A pickle of ten bytes can ask for 16 GiB: the tests get no more memory than a worker, which is refused that at once."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    target.limit()
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 @FEW
@@ -250,7 +260,7 @@ def test_what_reaches_the_terminal_has_no_control_characters(tmp_path: Path) -> 
     Path(folder, "rank0\x1b[2J\u202e.log").write_bytes(TEXTS["terminal escapes"] + TEXTS["text that runs backwards"])
     for form in ("text", "json"):
         done = subprocess.run(
-            [sys.executable, "-m", "ncclcheck", "triage", str(folder), "--format", form], capture_output=True, timeout=30, check=False
+            [sys.executable, "-m", "ncclcheck", "triage", str(folder), "--format", form], capture_output=True, timeout=120, check=False
         )
         assert done.returncode == 1 and b"Traceback" not in done.stderr
         shown = done.stdout.decode()

@@ -7,10 +7,11 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from running import until
+from running import SOON, until
 
 from ncclcheck import secrets
 from ncclcheck.collect import jobs, processes, roles
@@ -30,6 +31,7 @@ def start() -> Iterator[Start]:
     def begin(*words: str, env: dict[str, str] | None = None, **given: Any) -> int:
         command = words or (sys.executable, "-c", WAITS)
         started.append(subprocess.Popen(command, env={"PATH": os.environ["PATH"], **(env or {})}, stdin=subprocess.PIPE, **given))
+        until(Path(f"/proc/{started[-1].pid}/environ").read_bytes, SOON, "its environment")  # it comes a moment after the program
         return started[-1].pid
 
     yield begin
@@ -93,7 +95,7 @@ def test_a_worker_that_wrote_its_title_over_its_environment_is_read_by_its_paren
     code = f"import subprocess, sys; subprocess.run(['VLLM::Worker_TP0', '-c', {WAITS!r}], executable=sys.executable, env={{}})"
     parent = start(sys.executable, "-c", code, env={**PLACED, "NCCL_DEBUG": "INFO"})
     child = until(
-        lambda: next((child for child in processes.descendants(parent) if (m := found(child.pid)) and m.role == "worker"), None), 10, "its worker"
+        lambda: next((child for child in processes.descendants(parent) if (m := found(child.pid)) and m.role == "worker"), None), SOON, "its worker"
     )
     member = found(child.pid)
     assert member is not None and member.environment["NCCL_DEBUG"] == "INFO"
@@ -107,7 +109,7 @@ def test_torchrun_itself_is_a_launcher(start: Start, tmp_path: Any) -> None:
 
 def test_a_child_that_inherits_its_ranks_variables_is_a_helper_of_it(start: Start) -> None:
     parent = start(sys.executable, "-c", f"import os, sys; os.fork(); {WAITS}", env=PLACED)
-    child = until(lambda: next(processes.descendants(parent), None), 10, "the rank's child")
+    child = until(lambda: next(processes.descendants(parent), None), SOON, "the rank's child")
     rank, helper = found(parent), found(child.pid)
     assert rank is not None and helper is not None
     assert (rank.role, helper.role) == ("rank", "helper")
@@ -117,7 +119,7 @@ def test_a_child_that_inherits_its_ranks_variables_is_a_helper_of_it(start: Star
 def test_with_a_pid_exactly_that_process_and_its_descendants_are_found(start: Start) -> None:
     other = start(env=PLACED)
     parent = start(sys.executable, "-c", "import subprocess; subprocess.run(['sleep', '100'])")
-    child = until(lambda: next((child for child in processes.descendants(parent) if child.state == "S"), None), 10, "its child")
+    child = until(lambda: next((child for child in processes.descendants(parent) if child.state == "S"), None), SOON, "its child")
     members, _ = jobs.find(parent)
     assert {member.pid for member in members} == {parent, child.pid}
     assert other not in {member.pid for member in members}

@@ -12,33 +12,41 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from running import until
+from running import SOON, until
 
-from ncclcheck.journal import RECORD_BYTES, SLOT_BYTES, Journal, SlotReader, SlotWriter, Tail, create_slots
+from ncclcheck import history
+from ncclcheck.history import signature
+from ncclcheck.journal import NOW_BYTES, RECORD_BYTES, Journal, SlotReader, Tail, create_maps
 
 WRITER = """
 import sys
 from pathlib import Path
-from ncclcheck.journal import SlotWriter
-slot, seq = SlotWriter(Path(sys.argv[1]), 0, 7), 0
+from ncclcheck.journal import Journal
+journal, era = Journal(Path(sys.argv[1]), 7, 0), 0
 while True:
-    seq += 1
-    slot.write(seq, b"step %d" % seq, 3 * seq + 1, seq / 2, seq / 4, 2.0, 0, b"group %d" % seq, b"%d" % (seq % 10))
+    era += 1
+    journal.enter(f"step {era}", nbytes=3 * era + 1, group=f"group {era}", dtype=str(era % 10))
+    for _ in range(4):
+        if journal.seq % 2:
+            journal.leave()
+        journal.again()
+    if journal.seq % 2:
+        journal.leave()
 """
 
 
 @pytest.fixture
 def slots(tmp_path: Path) -> Path:
     """A map for two ranks."""
-    create_slots(tmp_path / "slots", 2)
+    create_maps(tmp_path, 2)
     return tmp_path / "slots"
 
 
 @pytest.fixture
 def writer(slots: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process that does nothing but write to the first slot, and has begun to."""
-    process = subprocess.Popen([sys.executable, "-c", WRITER, str(slots)])
-    until(lambda: SlotReader(slots, 2).read()[0], 20, "the first slot")
+    process = subprocess.Popen([sys.executable, "-c", WRITER, str(slots.parent)])
+    until(lambda: SlotReader(slots, 2).read()[0], SOON, "the first slot")
     yield process
     process.kill()
     process.wait()
@@ -99,16 +107,17 @@ def test_a_bound_that_is_expected_holds_from_the_next_announcement_on(tmp_path: 
 def test_a_slot_read_while_it_is_written_all_the_time_is_never_a_mixture(slots: Path, writer: subprocess.Popen[bytes]) -> None:
     reader, read, last = SlotReader(slots, 2), 0, 0
     end = time.monotonic() + 2
-    while time.monotonic() < end:
+    while time.monotonic() < end or read <= 1000:
         slot = reader.read()[0]
         if slot is None:
             continue
-        seq = slot.seq
-        assert (slot.writes, slot.name, slot.nbytes) == (seq, f"step {seq}", 3 * seq + 1)
-        assert (slot.entered, slot.left, slot.group, slot.dtype) == (seq / 2, seq / 4, f"group {seq}", str(seq % 10))
+        seq, era = slot.seq, (slot.seq + 4) // 5
+        assert (slot.name, slot.group, slot.dtype, slot.nbytes) == (f"step {era}", f"group {era}", str(era % 10), 3 * era + 1)
+        assert slot.signature == signature((slot.name, slot.group, slot.dtype, str(slot.nbytes), ""))
+        assert slot.left is None or (seq % 2 and slot.left > slot.entered - 0.1)
+        assert slot.writes == 2 * seq + bool(slot.left)
         assert seq >= last - 1  # while the newest is written, the one before it is read
         read, last = read + 1, seq
-    assert read > 1000
     assert writer.poll() is None
 
 
@@ -117,36 +126,76 @@ def test_the_last_announcement_of_a_killed_or_stopped_rank_can_still_be_read(slo
     reader = SlotReader(slots, 2)
     writer.send_signal(number)
     if number == signal.SIGKILL:
-        writer.wait(5)
+        writer.wait(SOON)
     else:
-        until(lambda: Path(f"/proc/{writer.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T", 5, "the stop")
+        until(lambda: Path(f"/proc/{writer.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T", SOON, "the stop")
     slot = reader.read()[0]
-    assert slot and (slot.rank, slot.pid, slot.nbytes) == (7, writer.pid, 3 * slot.seq + 1)
+    assert slot and (slot.rank, slot.pid, slot.nbytes) == (7, writer.pid, 3 * ((slot.seq + 4) // 5) + 1)
     assert reader.read()[0] == slot
 
 
-@pytest.mark.parametrize("cut", [0, 8, 40, RECORD_BYTES // 2])
-def test_a_write_that_was_cut_short_leaves_the_announcement_before_it(slots: Path, cut: int) -> None:
-    slot, reader = SlotWriter(slots, 0, 0), SlotReader(slots, 2)
-    for seq in (1, 2):
-        slot.write(seq, b"step", 8, 1.0, 0.0, 2.0, 0, b"world", b"")
-    whole = slots.read_bytes()
-    slot.write(3, b"step", 8, 1.0, 0.0, 2.0, 0, b"world", b"")
-    new = slots.read_bytes()
-    (half,) = {at // RECORD_BYTES for at in range(SLOT_BYTES) if whole[at] != new[at]}
-    torn = bytearray(RECORD_BYTES)  # a record is cleared before it is written
-    torn[:cut] = new[half * RECORD_BYTES :][:cut]
-    with open(slots, "r+b") as file:
-        file.seek(half * RECORD_BYTES)
-        file.write(torn)
+@pytest.mark.parametrize("cut", [0, 8, 16, 40, 150, RECORD_BYTES // 2, RECORD_BYTES])
+def test_an_announcement_that_was_cut_short_leaves_the_one_before_it(tmp_path: Path, slots: Path, cut: int) -> None:
+    journal, reader = Journal(tmp_path, 0, 0), SlotReader(slots, 2)
+    for name in ("first", "second"):
+        journal.enter(name)
+    before = slots.read_bytes()
+    journal.enter("third")
+    after = slots.read_bytes()
+    (start,) = (at for at in (NOW_BYTES, NOW_BYTES + RECORD_BYTES) if before[at:][:RECORD_BYTES] != after[at:][:RECORD_BYTES])
+    torn = bytearray(before)
+    torn[start : start + RECORD_BYTES] = after[start : start + cut].ljust(RECORD_BYTES, b"\0")  # it is cleared before it is written
+    slots.write_bytes(torn)
     found = reader.read()[0]
-    assert found and found.seq == 2
+    assert found and (found.seq, found.name) == (2, "second")
+    slots.write_bytes(after)
+    found = reader.read()[0]
+    assert found and (found.seq, found.name) == (3, "third")
+
+
+def test_iterations_that_are_only_stored_are_announced_as_others_are(tmp_path: Path, slots: Path) -> None:
+    journal, reader = Journal(tmp_path, 0, 0), SlotReader(slots, 2)
+    seen: list[tuple[int, bool]] = []
+
+    def look(*_seq: int) -> None:
+        slot = reader.read()[0]
+        assert slot and slot.name == "all_reduce"
+        seen.append((slot.seq, slot.step.inside))
+        assert history.Reader(tmp_path / "calls", 0).calls(slot.seq, 9, slot.since, slot.signature) == [slot.signature] * slot.seq
+
+    journal.enter("all_reduce", nbytes=8)
+    seconds = journal.repeat(look, 1, look, opened=True, slow=1e9)
+    journal.expect(3.0)
+    seconds += journal.repeat(look, 2, look, opened=False, slow=1e9)
+    look()
+    assert seen == [(1, True), (1, False), (2, True), (2, False), (3, True), (3, False)]
+    slot = reader.read()[0]
+    assert slot and slot.waited == pytest.approx(sum(seconds))
+    assert history.Reader(tmp_path / "calls", 0).calls(3, 9, 4, 0) == [slot.signature] * 3
+
+
+def test_a_slow_iteration_is_the_last_of_its_row(tmp_path: Path, slots: Path) -> None:
+    journal = Journal(tmp_path, 0, 0)
+    journal.enter("all_reduce")
+    assert len(journal.repeat(lambda: None, 9, None, opened=True, slow=-1.0)) == 1
+    assert len(journal.repeat(lambda: None, 9, None, opened=False, slow=1e9)) == 9
+    assert journal.seq == 10
+
+
+def test_what_is_expected_next_does_not_hide_where_the_rank_is(tmp_path: Path, slots: Path) -> None:
+    journal, reader = Journal(tmp_path, 0, 0), SlotReader(slots, 2)
+    for name in ("first", "second", "third"):
+        journal.enter(name)
+        for bound in (3.0, 4.0, 5.0):
+            journal.expect(bound)
+            slot = reader.read()[0]
+            assert slot and (slot.name, slot.bound) == (name, 2.0)
 
 
 @given(name=st.text(st.characters(exclude_categories=("Cs", "Cc"))))
 def test_any_step_name_is_announced_cut_to_the_room_there_is(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("names")
-    create_slots(folder / "slots", 1)
+    create_maps(folder, 1)
     journal = Journal(folder, 0, 0)
     journal.enter(name)
     journal.line("enter", step=name)
@@ -155,7 +204,8 @@ def test_any_step_name_is_announced_cut_to_the_room_there_is(name: str, tmp_path
     kept = slot.name.removesuffix("\ufffd") if len(name.encode()) > 64 else slot.name
     assert name.startswith(kept)
     assert kept == name or len(kept.encode()) > 60
-    (line,) = Tail(folder).more()
+    call, line = Tail(folder).more()
+    assert (call.kind, call.fields["signature"]) == ("call", slot.signature)
     assert line.fields == {"step": name}
 
 
@@ -175,7 +225,7 @@ def test_a_reader_of_lines_gives_complete_ones_once_and_resumes_where_it_was(tmp
 
 
 def test_the_lines_of_every_rank_are_followed_those_that_come_later_too(tmp_path: Path) -> None:
-    create_slots(tmp_path / "slots", 3)
+    create_maps(tmp_path, 3)
     tail = Tail(tmp_path)
     for rank in (0, 10, 2):
         Journal(tmp_path, rank, 0).line("hello", of=rank)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from lab import TwoHosts
-from running import until
+from running import SOON, until
 
 HUNG = """
 import os, sys
@@ -43,7 +43,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoHosts]:
         pytest.skip(f"this user may not make hosts: {error}")
     yield hosts
     hosts.close()
-    assert hosts.left() == []
+    until(lambda: not hosts.left(), SOON, "the end of what was started on the two hosts")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def hung(hosts: TwoHosts, tmp_path_factory: pytest.TempPathFactory) -> list[subp
     ranks = [
         hosts.python(host, env.format(host.interface) + script, str(rank), str(folder / f"in-{rank}")) for rank, host in enumerate((hosts.a, hosts.b))
     ]
-    until(lambda: len(list(folder.iterdir())) == 2, 60, "both ranks after their first collective")
+    until(lambda: len(list(folder.iterdir())) == 2, SOON, "both ranks after their first collective")
     return ranks
 
 
@@ -76,7 +76,7 @@ def test_a_hang_over_two_nodes_is_named_alike_on_both(hosts: TwoHosts, hung: lis
 @pytest.mark.slow
 def test_what_is_quoted_of_a_live_job_stands_in_the_bundle_that_is_kept(hosts: TwoHosts, hung: list[subprocess.Popen[bytes]]) -> None:
     node = hosts.start(hosts.b, "triage", "--live", "--pid", str(hung[1].pid), "--format", "json")
-    assert node.wait(60) == 3, node.out + node.err  # one rank alone cannot be blamed
+    assert node.wait(120) == 3, node.out + node.err  # one rank alone cannot be blamed
     folder = Path(node.report["run"]["directory"])
     quotes = [quote for finding in node.report["findings"] for quote in finding["evidence"]]
     assert quotes
@@ -88,7 +88,7 @@ def test_what_is_quoted_of_a_live_job_stands_in_the_bundle_that_is_kept(hosts: T
 def test_without_a_node_that_does_not_come_the_others_are_judged_and_it_is_named(hosts: TwoHosts, hung: list[subprocess.Popen[bytes]]) -> None:
     words = ("triage", "--live", "--nnodes", "2", "--master", "10.77.0.1", "--roll-call-timeout", "2s", "--format", "json")
     node = hosts.start(hosts.a, *words, "--pid", str(hung[0].pid))
-    assert node.wait(60) == 3, node.out + node.err  # one rank that waits does not say for whom
+    assert node.wait(120) == 3, node.out + node.err  # one rank that waits does not say for whom
     *found, last = node.report["findings"]
     assert any(finding["cause"] == "insufficient-evidence" and finding["evidence"] for finding in found)
     assert last["cause"] == "agent-lost" and last["title"].startswith("nothing is known of node 1: ")
@@ -101,7 +101,7 @@ def test_what_came_before_a_node_was_lost_is_judged(hosts: TwoHosts, hung: list[
     words = ("triage", "--live", "--nnodes", "2", "--master", "10.77.0.1", "--format", "json")
     lost = hosts.start(hosts.b, *words, "--pid", str(hung[1].pid))
     stays = hosts.start(hosts.a, *words, "--pid", str(hung[0].pid))
-    until(lambda: "looking at the jobs on every node" in stays.err, 60, "the roll call's end")
+    until(lambda: "looking at the jobs on every node" in stays.err, SOON, "the roll call's end")
     lost.kill()
     assert stays.wait(120) in (1, 3), stays.out + stays.err  # its bundle may have come before
     assert [entry["host"] for entry in stays.report["nodes"]] == ["node-a", "node-b"]
@@ -112,5 +112,5 @@ def test_what_came_before_a_node_was_lost_is_judged(hosts: TwoHosts, hung: list[
 @pytest.mark.parametrize("words", ["--live somewhere", "--pid 1 somewhere", "--nnodes 2 somewhere", ""])
 def test_options_that_do_not_belong_together_are_refused_in_one_line(hosts: TwoHosts, words: str) -> None:
     node = hosts.start(hosts.a, "triage", *words.split())
-    assert node.wait(30) == 2
+    assert node.wait(SOON) == 2
     assert node.err.count("\n") == 1 and node.out == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import math
@@ -118,6 +119,19 @@ def test_of_each_size_the_rank_with_the_largest_median_is_chosen():
     assert small["nbytes"] == 2**30
 
 
+def test_of_each_phase_of_an_engines_start_the_slowest_rank_counts():
+    facts = [
+        Fact("engine", fields={"tensor_parallel": 2, "phase_seconds": {"spawn": 2.0, "weights": 3.0}}),
+        Fact("engine", fields={"tensor_parallel": 2, "phase_seconds": {"spawn": 1.0, "rendezvous": 0.5, "weights": 4.0}}),
+        Fact("engine", fields={"tensor_parallel": 1, "pipeline_parallel": 2}),
+    ]
+    tensor, stages = reports.engines([ProbeResult("vllm_engine", Status.PASS, facts=facts)])
+    assert list(tensor["phase_seconds"].items()) == [("spawn", 2.0), ("rendezvous", 0.5), ("weights", 4.0)]
+    assert (tensor["pipeline_parallel"], stages["pipeline_parallel"], stages["phase_seconds"]) == (1, 2, {})
+    shown = reports.render(replace(ready(), probes=(ProbeResult("vllm_engine", Status.PASS, facts=facts[:2]),)), "text")
+    assert "phases: spawn 2 s, rendezvous 500 ms, weights 4 s" in shown
+
+
 def test_of_an_engine_the_slowest_ranks_times_count_and_one_difference_is_a_difference():
     def engine(**fields):
         return Fact("engine", fields={"tensor_parallel": 2, **fields})
@@ -146,6 +160,7 @@ def test_json_is_one_document_with_the_agreed_fields():
         "nodes",
         "ranks",
         "run",
+        "drill",
         "sources",
     ]
     assert (document["schema"], document["status"], document["seconds"], document["emulated"]) == (1, "not-ready", 14.25, False)
@@ -159,6 +174,7 @@ def test_json_is_one_document_with_the_agreed_fields():
             "remedy": "kill -CONT 4001",
             "collect": ["ncclcheck collect --pid 4001"],
             "time": None,
+            "severity": "stop",
         }
     ]
     assert document["probes"][0] == {
@@ -224,7 +240,7 @@ def test_text_shows_who_where_and_the_slowest_ranks_times():
     assert "1 MiB" in row and "2 ms" in row and "9 ms" in row and "0.524 GB/s" in row and row.endswith("yes")
     assert any("slowest" in line for line in lines)
     assert any("broadcast" in line and "yes" in line for line in lines)
-    assert any(line.split() == ["2", "31", "s", "20", "ms", "4", "ms", "yes"] for line in lines)
+    assert any(line.split() == ["2", "1", "31", "s", "20", "ms", "4", "ms", "yes"] for line in lines)
     assert "note (collectives): Gloo was used" in lines
     assert "checked (collectives, rank 0-1): operations 42, wrong 0" in lines
 
@@ -246,7 +262,7 @@ def test_text_shows_a_node_without_gpus_and_counts_the_addresses_it_leaves_out()
 def test_text_prints_a_dash_for_a_time_that_is_not_known():
     probe = ProbeResult("vllm_engine", Status.UNKNOWN, facts=[Fact("engine", fields={"tensor_parallel": 1, "startup_seconds": math.nan})])
     lines = reports.render(replace(ready(), probes=(probe,)), "text").splitlines()
-    assert any(line.split() == ["1", "-", "-", "-", "not", "compared"] for line in lines)
+    assert any(line.split() == ["1", "1", "-", "-", "-", "not", "compared"] for line in lines)
 
 
 def test_text_always_says_that_the_nodes_were_emulated():
@@ -380,7 +396,7 @@ def test_prometheus_has_the_verdict_the_probes_the_findings_and_the_measurements
     size = (("probe", "bandwidth"), ("nbytes", "1048576"), ("dtype", "float32"), ("ranks", "2"))
     assert good["ncclcheck_all_reduce_latency_seconds", size] == 0.002
     assert good["ncclcheck_all_reduce_busbw_bytes_per_second", size] == pytest.approx(2**20 / 0.002)
-    assert good["ncclcheck_engine_startup_seconds", (("tensor_parallel", "2"),)] == 31
+    assert good["ncclcheck_engine_startup_seconds", (("tensor_parallel", "2"), ("pipeline_parallel", "1"))] == 31
     assert not [name for name, _ in good if name == "ncclcheck_finding"]
 
 
@@ -406,14 +422,15 @@ def test_prometheus_never_repeats_a_series_and_leaves_out_what_is_not_a_number()
 def on_a_terminal(columns: int, act) -> bytes:
     """What a terminal of that width receives."""
     controller, terminal = pty.openpty()
-    try:
+    received = b""
+    with os.fdopen(terminal, "w") as stream:
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-        with os.fdopen(os.dup(terminal), "w") as stream:
-            act(stream)
-        return os.read(controller, 65536)
-    finally:
-        os.close(controller)
-        os.close(terminal)
+        act(stream)
+    with contextlib.suppress(OSError):  # EIO: the other end is closed, and all has arrived
+        while data := os.read(controller, 65536):
+            received += data
+    os.close(controller)
+    return received
 
 
 def test_live_prints_plain_lines_and_no_live_line_where_there_is_no_terminal():
@@ -459,7 +476,7 @@ def test_live_survives_a_reader_that_went_away_and_the_process_exits_in_order():
     os.close(reader)
     script = "import sys; from ncclcheck.live import Live; live = Live(sys.stderr, True); live.say('a'); live.show('b'); live.say('c'); live.close()"
     try:
-        assert subprocess.run([sys.executable, "-c", script], stderr=writer, timeout=30).returncode == 0
+        assert subprocess.run([sys.executable, "-c", script], stderr=writer, timeout=120).returncode == 0
     finally:
         os.close(writer)
 

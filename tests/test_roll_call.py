@@ -11,14 +11,15 @@ from dataclasses import dataclass, field
 
 import pytest
 from lab import Host, TwoHosts
-from running import Job
+from running import SOON, Job, until
 
 pytestmark = pytest.mark.slow
 
 AT_ONCE = 4  # scenes played side by side
 PORTS = itertools.count(29700)  # every scene has its own
-GRACE = 5.0  # seconds after the roll call's time-out in which a node must have looked at node 0 and have said what it saw
-START = 5.0  # seconds for an interpreter to come and go on a busy machine
+GRACE = 15.0  # seconds after the roll call's time-out in which a node must have looked at node 0 and have said what it saw; 5 where nothing else runs
+START = 30.0  # seconds for an interpreter to come and go on a busy machine
+WAITS = "waiting for node 1"  # what node 0 says when it can be reached
 
 LISTEN = """
 import socket, sys, time
@@ -66,16 +67,21 @@ class Said:
 
 @dataclass(frozen=True)
 class Agent:
-    """`ncclcheck probe wiring` on host `a` or `b`; `says` is None where the roll call must succeed."""
+    """`ncclcheck probe wiring` on host `a` or `b`; `says` is None where the roll call must succeed.
+
+    It is started once the first agent has said `after`, and, where it is `alone`, it has ended before the next one is started.
+    """
 
     host: str
     words: str
     says: Said | None
+    after: str = ""
+    alone: bool = False
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Agents that are started at once, beside a script that runs on node-a and gets the port."""
+    """Agents that are started one after the other, beside a script that runs on node-a and gets the port."""
 
     agents: tuple[Agent, ...]
     seconds: float = 4.0  # the roll call's time-out
@@ -184,13 +190,15 @@ SCENES: dict[str, Scene] = {
     ),
     "node 1 has another token": Scene(
         (
+            Agent("a", f"--nnodes 2 --node-rank 0 {M} --token one", Said("token-mismatch", ["10.77.0.2"], None, ("node 1 is missing",))),
             Agent(
-                "a",
-                f"--nnodes 2 --node-rank 0 {M} --token one --roll-call-timeout 7s",
-                Said("token-mismatch", ["10.77.0.2"], None, ("node 1 is missing",)),
+                "b",
+                f"--nnodes 2 --node-rank 1 {M} --token two --roll-call-timeout 4s",
+                Said("token-mismatch", ["node-b"], None, (f"{ADDRESS_0}:PORT",)),
+                after=WAITS,
             ),
-            Agent("b", f"--nnodes 2 --node-rank 1 {M} --token two", Said("token-mismatch", ["node-b"], None, (f"{ADDRESS_0}:PORT",))),
-        )
+        ),
+        seconds=20,
     ),
     "a firewall drops what goes to the port": Scene(
         (
@@ -201,14 +209,14 @@ SCENES: dict[str, Scene] = {
     ),
     "a stranger knocks while two nodes meet": Scene(
         (
-            Agent("b", f"--nnodes 2 --node-rank 1 {M} --token two", Said("token-mismatch", ["node-b"])),
-            Agent("a", f"--nnodes 2 --node-rank 0 {M} --token one --roll-call-timeout 30s", None),
-            Agent("b", f"--nnodes 2 --node-rank 1 {M} --token one --roll-call-timeout 30s", None),
+            Agent("a", f"--nnodes 2 --node-rank 0 {M} --token one --roll-call-timeout 60s", None),
+            Agent("b", f"--nnodes 2 --node-rank 1 {M} --token two", Said("token-mismatch", ["node-b"]), after=WAITS, alone=True),
+            Agent("b", f"--nnodes 2 --node-rank 1 {M} --token one --roll-call-timeout 60s", None),
         ),
         seconds=2,
     ),
     "nobody has a number and the master has a name": Scene(
-        (Agent("a", "--nnodes 2 --master the-master:PORT", None), Agent("b", "--nnodes 2 --master the-master:PORT", None)), seconds=30
+        (Agent("a", "--nnodes 2 --master the-master:PORT", None), Agent("b", "--nnodes 2 --master the-master:PORT", None)), seconds=60
     ),
 }
 
@@ -221,9 +229,12 @@ def play(scene: Scene, port: int, hosts: TwoHosts) -> Played:
     started = time.monotonic()
     for agent in scene.agents:
         words = shlex.split(agent.words.replace("PORT", str(port)))
+        until(lambda told=agent.after: not told or told in played.jobs[0].err, SOON, agent.after)
         options = ("--nproc-per-node", "1", "--roll-call-timeout", f"{scene.seconds}s", "--format", "json")
         played.jobs.append(hosts.start(place[agent.host], "probe", "wiring", *options, *words))
-    while len(played.seconds) < len(played.jobs) and time.monotonic() < started + 60:
+        if agent.alone:
+            played.jobs[-1].wait(SOON)
+    while len(played.seconds) < len(played.jobs) and time.monotonic() < started + 200:
         for index, job in enumerate(played.jobs):
             if index not in played.seconds and job.process.poll() is not None:
                 played.seconds[index] = time.monotonic() - started

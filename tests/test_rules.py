@@ -9,7 +9,8 @@ import pytest
 from drawing import drawings, read
 
 from ncclcheck import registry, triage
-from ncclcheck.model import Culprit, Fact, Outcome, ProbeResult, Run, Status
+from ncclcheck.model import Culprit, Fact, Finding, Outcome, ProbeResult, Run, Status
+from ncclcheck.survey import degrades
 
 RULES = registry.names("rules")
 
@@ -94,6 +95,41 @@ def test_where_no_rule_knows_better_the_answer_is_insufficient_evidence_and_what
 def test_skip_and_unknown_never_look_like_pass(statuses: list[Status], outcome: Outcome) -> None:
     probes = [ProbeResult(f"probe{index}", status, "reason") for index, status in enumerate(statuses)]
     assert triage.verdict([], [], probes, emulated=False, not_asked=[], ranks=2, nodes=2).status is outcome
+
+
+def test_what_only_degrades_a_launch_makes_the_verdict_degraded_and_comes_after_what_stops_it() -> None:
+    slower = Finding("mtu-mismatch", "the MTU differs", confidence=0.99, severity=triage.DEGRADATION)
+    fatal = Finding("shm-too-small", "/dev/shm is full", confidence=0.8)
+    degraded = triage.verdict([slower], [], [ProbeResult("parity", Status.DEGRADED)], emulated=False, not_asked=[], ranks=0, nodes=2)
+    assert degraded.status is Outcome.DEGRADED and "the MTU differs" in degraded.summary
+    both = triage.verdict([slower, fatal], [], [ProbeResult("host", Status.FAIL)], emulated=False, not_asked=[], ranks=0, nodes=2)
+    assert both.status is Outcome.NOT_READY and both.summary == "/dev/shm is full" and list(both.findings) == [fatal, slower]
+
+
+def test_a_slow_rank_is_a_degradation_also_in_the_report() -> None:
+    slow = Finding("slow-rank", "rank 1 is slow")
+    verdict = triage.verdict([slow], [], [ProbeResult("training", Status.DEGRADED)], emulated=False, not_asked=[], ranks=2, nodes=2)
+    assert verdict.status is Outcome.DEGRADED and verdict.findings[0].severity == triage.DEGRADATION
+
+
+def test_a_degradation_beside_what_could_not_be_told_leaves_the_verdict_unknown() -> None:
+    slower = Finding("mtu-mismatch", "the MTU differs", severity=triage.DEGRADATION)
+    probes = [ProbeResult("parity", Status.DEGRADED), ProbeResult("host", Status.UNKNOWN, "GPUs: could not be read")]
+    assert triage.verdict([slower], [], probes, emulated=False, not_asked=[], ranks=0, nodes=2).status is Outcome.UNKNOWN
+
+
+def test_a_probe_that_starts_no_rank_claims_none_to_have_passed() -> None:
+    verdict = triage.verdict([], [], [ProbeResult("host", Status.PASS)], emulated=False, not_asked=[], ranks=0, nodes=2)
+    assert verdict.summary == "ready: 2 nodes passed host"
+
+
+def test_everything_that_a_probe_says_of_a_degradation_reaches_its_finding() -> None:
+    fact = degrades("mtu-mismatch", "smaller", ["a", "b"], "ip link", evidence=["a: mtu 1500", "b: mtu 9000"], interface="eth0", link="a -> b",
+                    devices=["a:mlx5_0"], confidence=0.6)  # fmt: skip
+    (finding,) = triage.reported(Run(facts=[fact]))
+    assert (finding.cause, finding.severity, finding.confidence, finding.remedy) == ("mtu-mismatch", "degradation", 0.6, "ip link")
+    assert finding.culprit == Culprit(hosts=["a", "b"], interface="eth0", link="a -> b", devices=["a:mlx5_0"])
+    assert [line.text for line in finding.evidence] == ["a: mtu 1500", "b: mtu 9000"]
 
 
 def test_a_cause_found_at_roll_call_makes_the_cluster_not_ready() -> None:

@@ -16,7 +16,7 @@ import pytest
 from drawing import drawings
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from running import until
+from running import SOON, until
 
 from ncclcheck import registry
 from ncclcheck.collect import processes
@@ -45,11 +45,11 @@ DRAWINGS = [
 WAITER = """
 import queue, sys, threading, time
 def the_culprit(batches):
+    open(sys.argv[1], "w").close()
     return batches.get()
 def train():
     the_culprit(queue.Queue())
 threading.Thread(target=lambda: time.sleep(600), daemon=True).start()
-open(sys.argv[1], "w").close()
 train()
 """
 
@@ -69,8 +69,8 @@ def waiter(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     script = tmp_path / "waiter.py"
     script.write_text(WAITER)
     process = subprocess.Popen([sys.executable, str(script), str(tmp_path / "ready")])
-    until(lambda: (tmp_path / "ready").exists(), 10, "the process at its place")
-    until(lambda: (state := processes.read(process.pid)) and state.state == "S", 10, "the process asleep")
+    until(lambda: (tmp_path / "ready").exists(), SOON, "the process at its place")
+    until(lambda: (state := processes.read(process.pid)) and state.state == "S", SOON, "the process asleep")
     yield process
     process.kill()
     process.wait()
@@ -78,7 +78,7 @@ def waiter(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 def py_spy(*arguments: str) -> str:
     program = Path(sys.executable).parent / "py-spy"
-    return subprocess.run([str(program), *arguments], capture_output=True, text=True, timeout=30, check=True).stdout
+    return subprocess.run([str(program), *arguments], capture_output=True, text=True, timeout=SOON, check=True).stdout
 
 
 @pytest.mark.parametrize("drawing", DRAWINGS)
@@ -127,9 +127,9 @@ def test_the_stack_of_a_live_process_is_read_in_each_form_py_spy_writes(waiter: 
 
 def test_a_stopped_process_is_seen_in_proc_and_in_ps(waiter: subprocess.Popen[bytes]) -> None:
     os.kill(waiter.pid, signal.SIGSTOP)
-    until(lambda: (state := processes.read(waiter.pid)) and state.stopped, 5, "state T")
+    until(lambda: (state := processes.read(waiter.pid)) and state.stopped, SOON, "state T")
     status = Path(f"/proc/{waiter.pid}/status").read_text()
-    listing = subprocess.run(["ps", "auxww"], capture_output=True, text=True, timeout=10, check=True).stdout
+    listing = subprocess.run(["ps", "auxww"], capture_output=True, text=True, timeout=SOON, check=True).stdout
     for shown in (status, listing):
         assert waiter.pid in {fact.pid for fact in facts(shown) if fact.kind == "stopped"}
 
@@ -221,7 +221,7 @@ def test_a_document_of_another_shape_gives_no_error(document: bytes) -> None:
         assert all(isinstance(fact, Fact) for fact in reader.document(document, "a"))
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 def test_lines_made_to_be_slow_are_read_in_bounded_time() -> None:
     lines = [
         "py-spy " * 9000,

@@ -47,7 +47,7 @@ def test_an_unknown_word_is_none_and_a_mistyped_one_gets_suggestions():
 
 
 def test_a_word_that_is_no_name_leads_to_the_names_that_contain_or_mention_it():
-    assert set(terms.suggest("oom")) == {"host-oom-killed", "rank-died-oom"}
+    assert set(terms.suggest("oom")) == {"gpu_oom", "host_oom", "host-oom-killed"}
     assert "blocked-port" in terms.suggest("Firewall")
 
 
@@ -121,5 +121,10 @@ def test_the_listing_names_every_plugin_and_every_cause_in_its_group():
 @pytest.mark.parametrize("arguments", [["explain", "data-corruption"], ["explain", "bandwidth"], ["list"]])
 def test_explaining_and_listing_never_import_torch(arguments):
     script = f"import sys; from ncclcheck.cli import cli; cli({arguments!r}, standalone_mode=False); sys.exit('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], timeout=30, capture_output=True, check=False)
+    done = subprocess.run([sys.executable, "-c", script], timeout=120, capture_output=True, check=False)
     assert done.returncode == 0 and done.stdout.strip() and not done.stderr
+
+
+def test_a_fault_is_explained_with_what_it_must_be_found_as_and_how_to_see_it() -> None:
+    text = terms.explain("wrong_tp") or ""
+    assert "It must be found as world-size-mismatch." in text and "probe vllm_engine --emulate 2x1 --inject wrong_tp@rank=1" in text

@@ -6,22 +6,23 @@ from typing import Any
 
 import pytest
 
-from ncclcheck import wire
+from ncclcheck import muster, wire
 from ncclcheck.journal import Line, Slot
 from ncclcheck.model import Fact
 from ncclcheck.probe import STALL_FLOOR
 from ncclcheck.watch import LEAVE_BOUND, START_BOUND, Clock, View
 
 T0 = 1000.0  # node 0's clock when the launch begins
+ORDER = muster.Order(2, 1, "10.0.0.1", 29500)
 A, B = b"agent of node 0", b"agent of node 1"
 
 
 def view(world_size: int = 2, nodes: int = 2, **timeouts: float) -> View:
-    return View("01-bandwidth", world_size, nodes, T0, timeouts or {"bandwidth": 500.0, "hang": 500.0})
+    return View("01-bandwidth", world_size, nodes, T0, timeouts or {"bandwidth": 500.0, "hang": 500.0}, ORDER)
 
 
 def slot(rank: int, writes: int = 1, *, bound: float = 5.0, left: float | None = None, done: bool = False, seq: int = 1) -> Slot:
-    return Slot(100 + rank, rank, seq, 8, 1.0, left, bound, False, False, done, writes, "all_reduce", "world", "float32")
+    return Slot(100 + rank, rank, seq, 8, 1.0, left, bound, False, False, done, 0.0, 0.0, 7, seq, writes, "all_reduce", "world", "float32")
 
 
 def line(rank: int, kind: str, **fields: Any) -> Line:
@@ -33,7 +34,7 @@ def hear(
 ) -> None:
     """One node's message arrives `at` seconds after the launch."""
     slots, lines, facts = ([item for item in said if isinstance(item, kind)] for kind in (Slot, Line, Fact))
-    known.update(peer, folder, wire.Progress(known.launch, slots, lines, beats or {}, facts, ended), T0 + at)  # type: ignore[arg-type]
+    known.update(peer, 0 if peer == A else 1, folder, wire.Progress(known.launch, slots, lines, beats or {}, facts, ended), T0 + at)  # type: ignore[arg-type]
 
 
 def test_ranks_that_have_not_announced_themselves_are_given_time_to_start() -> None:
@@ -41,6 +42,16 @@ def test_ranks_that_have_not_announced_themselves_are_given_time_to_start() -> N
     hear(known, 1, slot(0, bound=2.0))
     assert known.clock(T0 + 1 + START_BOUND) is None
     assert known.clock(T0 + 1.1 + START_BOUND) == (Clock.STALL, START_BOUND)
+
+
+def test_a_rank_is_in_the_phase_it_came_to_until_it_leaves_the_step() -> None:
+    known = view()
+    hear(known, 1, slot(0), slot(1), line(0, "phase", phase="rendezvous"), line(0, "phase", phase="weights"))
+    assert [step.phase for step in known.steps()] == ["weights", ""]
+    hear(known, 2, slot(0, writes=2, left=2.0))
+    assert known.steps()[0].phase == ""
+    hear(known, 3, slot(0, writes=3, seq=2))
+    assert known.steps()[0].phase == ""
 
 
 def test_the_most_patient_step_of_any_rank_bounds_the_wait() -> None:
@@ -181,8 +192,12 @@ def test_each_sample_and_fact_belongs_to_the_probe_that_its_own_rank_is_in() -> 
     known = view()
     device = {"index": 2, "name": "GPU", "uuid": "u", "pci_bus_id": "p"}
     identity = {"rank": 1, "local_rank": 0, "node_rank": 1, "host": "b", "pid": 7, "device": device}
+    environment = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": ORDER.master, "MASTER_PORT": str(ORDER.port)}
+    claim = line(1, "claim", host="b", pid=7, local_rank=0, environment=environment, interfaces=["lo", "eth0"])
+    hello = line(1, "hello", identity=identity, torch="2.13.0", nccl=["2.28.9", "2.28.9"])
     sample = {"name": "all_reduce", "nbytes": 8, "correct": True}
-    hear(known, 0, line(0, "probe", name="bandwidth"), line(1, "hello", identity=identity), line(1, "probe", name="bandwidth"))
+    hear(known, 0, line(0, "probe", name="bandwidth"))
+    hear(known, 0, claim, hello, line(1, "probe", name="bandwidth"), folder="node1-b", peer=B)
     hear(known, 1, line(0, "probe", name="hang"), line(0, "sample", **sample), line(1, "sample", **sample))
     hear(known, 2, line(1, "fact", fact="checked", fields={"operations": 3}), folder="node1-b", peer=B)
     assert known.samples == {"hang": [{"rank": 0, **sample}], "bandwidth": [{"rank": 1, **sample}]}

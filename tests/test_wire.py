@@ -15,13 +15,15 @@ import zmq
 import zmq.asyncio
 from hypothesis import given
 from hypothesis import strategies as st
+from running import free_port
 
 from ncclcheck import wire
 from ncclcheck.journal import Line, Slot
 from ncclcheck.model import Evidence, Fact
+from ncclcheck.survey import Question
 
 T = typing.TypeVar("T")
-BOUND = 10.0  # seconds for anything here to happen
+BOUND = 60.0  # seconds for anything here to happen
 HELLO = wire.Hello(wire.PROTOCOL, "1", 2, None, 1, "a", 7, "flags", {"lo": ["127.0.0.1"]}, [], {"torch": None}, False)
 
 text = st.text(max_size=20)
@@ -30,22 +32,35 @@ seconds = st.floats(0, 1e9)
 plain = st.none() | st.booleans() | number | seconds | text | st.lists(text, max_size=3)
 evidence = st.builds(Evidence, text, number, text)
 facts = st.lists(st.builds(Fact, text, st.none() | text, st.none() | number, st.none() | number, st.dictionaries(text, plain), st.none() | evidence))
-slot = st.builds(
-    Slot, number, number, number, number, seconds, st.none() | seconds, seconds, st.booleans(), st.booleans(), st.booleans(), number, text, text, text
-)
+flag, signature = st.booleans(), st.integers(0, 2**64 - 1)
+where = (number, number, number, number, seconds, st.none() | seconds, seconds)
+slot = st.builds(Slot, *where, flag, flag, flag, seconds, seconds, signature, number, number, text, text, text)
 line = st.builds(Line, number, text, seconds, number, st.dictionaries(text, plain), text, number)
+peer = st.builds(wire.Peer, number, text, text, number)
+door = st.builds(wire.Door, text, text, number, number, number, text)
+target = st.builds(wire.Target, peer, text, text, text, number, flag, text)
 FIELDS: Mapping[str, st.SearchStrategy[typing.Any]] = {
     "addresses": st.dictionaries(text, st.lists(text)),
     "gpus": st.lists(st.dictionaries(text, plain)),
     "versions": st.dictionaries(text, st.none() | text),
+    "doors": st.lists(door),
+    "targets": st.lists(target),
+    "heard": st.lists(st.tuples(text, text)),
     "task": st.none() | st.dictionaries(text, number),
     "env": st.dictionaries(text, text),
     "beats": st.dictionaries(number, number),
+    "blocks": st.dictionaries(number, st.lists(st.tuples(number, signature))),
+    "starved": st.dictionaries(number, seconds),
     "slots": st.lists(slot),
     "lines": st.lists(line),
     "facts": facts,
     "node_rank": number,
     "report": st.binary(),
+    "echo": st.tuples(text, number),
+    "peers": st.lists(peer),
+    "node0": st.none() | peer,
+    "question": st.builds(Question, st.dictionaries(text, text), number, text, text, st.lists(text), st.none() | text),
+    "sections": st.lists(text),
 }
 BY_TYPE: Mapping[object, st.SearchStrategy[typing.Any]] = {
     str: text,
@@ -54,6 +69,7 @@ BY_TYPE: Mapping[object, st.SearchStrategy[typing.Any]] = {
     bool: st.booleans(),
     bytes: st.binary(),
     list[str]: st.lists(text),
+    list[int]: st.lists(number),
 }
 
 
@@ -139,12 +155,6 @@ async def until(condition: Callable[[], T | None]) -> T:
 
 async def received(client: wire.Client) -> wire.Any_:
     return await asyncio.wait_for(client.receive(), BOUND)
-
-
-def free_port(address: str) -> int:
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as free:
-        free.bind((address, 0))
-        return int(free.getsockname()[1])
 
 
 @contextlib.contextmanager

@@ -43,16 +43,26 @@ def slowest(samples: Iterable[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any
 
 
 def engines(probes: Iterable[ProbeResult]) -> list[dict[str, Any]]:
-    """Every rank of an engine reports it: per tensor_parallel, the largest of each `..._seconds`, and `tokens_equal` only if no rank
-    saw a difference (None: nothing was compared).
+    """Every rank of an engine reports it: per layout, the largest of each `..._seconds`, also of each phase of its start, and `tokens_equal`
+    only if no rank saw a difference (None: nothing was compared).
     """
-    same: dict[Any, list[Mapping[str, Any]]] = {}
+    same: dict[tuple[Any, Any], list[Mapping[str, Any]]] = {}
     for fact in (fact for probe in probes for fact in probe.facts if fact.kind == "engine"):
-        same.setdefault(fact.get("tensor_parallel"), []).append(fact.fields)
+        same.setdefault((fact.get("tensor_parallel"), fact.get("pipeline_parallel", 1)), []).append(fact.fields)
     merged: list[dict[str, Any]] = []
-    for tensor_parallel, facts in same.items():
+    for (tensor_parallel, pipeline_parallel), facts in same.items():
         times = {name: [f[name] for f in facts if f.get(name) is not None] for name in ("startup_seconds", "first_token_seconds", "token_seconds")}
         said = [f["tokens_equal"] for f in facts if f.get("tokens_equal") is not None and f.get("compared", True)]
         slowest_times = {name: max(values, default=None) for name, values in times.items()}
-        merged.append({"tensor_parallel": tensor_parallel, **slowest_times, "tokens_equal": all(said) if said else None})
+        layout = {"tensor_parallel": tensor_parallel, "pipeline_parallel": pipeline_parallel}
+        merged.append({**layout, **slowest_times, "phase_seconds": _phases(facts), "tokens_equal": all(said) if said else None})
     return merged
+
+
+def _phases(facts: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Of each phase that any rank went through, the longest time; in the order of the rank that knows most of them."""
+    longest: dict[str, float] = {}
+    known = sorted((fields.get("phase_seconds", {}) for fields in facts), key=len, reverse=True)
+    for name, seconds in (item for phases in known for item in phases.items()):
+        longest[name] = max(seconds, longest.get(name, 0.0))
+    return longest

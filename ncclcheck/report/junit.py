@@ -1,4 +1,4 @@
-"""JUnit XML for CI: a test case per probe, and one for the verdict, so that a run that is not ready is never green."""
+"""JUnit XML for CI: a test case per probe or planted fault, and one for the verdict, so that a run that is not ready is never green."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ def render(report: Report) -> str:
     for probe in report.probes:
         element = _ELEMENTS.get(probe.status)
         _case(suite, "ncclcheck.probes", probe.name, probe.seconds, element, probe.status, probe.detail, story)
+    for row in report.drill:
+        status, name = Status(row["status"]), f"{row['fault']} in rank {row['victim']}"
+        _case(suite, "ncclcheck.drill", name, row["seconds"] or 0.0, _ELEMENTS.get(status), status, row["said"], printable(row["spec"]))
     element = None if EXIT_CODES[report.status] == 0 else "error" if report.status == Outcome.UNKNOWN else "failure"
     _case(suite, "ncclcheck", "verdict", report.seconds, element, report.status, sentence(report), story)
     suite.set("tests", str(len(suite)))

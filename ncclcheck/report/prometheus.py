@@ -28,6 +28,10 @@ def _metrics(report: Report) -> Iterator[tuple[str, str, list[tuple[Labels, obje
     yield "ncclcheck_run_seconds", "How long the run took.", [({}, report.seconds)]
     yield "ncclcheck_probe_status", "1 for the status each probe ended with.", [({"probe": p.name, "status": p.status}, 1) for p in report.probes]
     yield "ncclcheck_probe_seconds", "How long each probe took.", [({"probe": p.name}, p.seconds) for p in report.probes]
+    planted = [row for row in report.drill if row["status"] != "skip"]
+    faults = {row["fault"]: all(same["status"] == "pass" for same in planted if same["fault"] == row["fault"]) for row in planted}
+    meaning = "1 if a planted fault was found each time, blamed on the right place and cleaned up after."
+    yield "ncclcheck_drill_right", meaning, [({"fault": fault}, int(right)) for fault, right in faults.items()]
     hosts = {rank.rank: rank.host for rank in report.ranks}
     named = [labels for finding in report.findings for labels in _named(finding, hosts)]
     yield "ncclcheck_finding", "1 for each cause found and each rank or host it names.", [(labels, 1) for labels in named]
@@ -43,7 +47,8 @@ def _metrics(report: Report) -> Iterator[tuple[str, str, list[tuple[Labels, obje
         ("first_token_seconds", "Time to the first token (TTFT)."),
         ("token_seconds", "Time per output token after the first (TPOT)."),
     ):
-        yield f"ncclcheck_engine_{field}", meaning, [({"tensor_parallel": e["tensor_parallel"]}, e[field]) for e in engines(report.probes)]
+        layouts = ("tensor_parallel", "pipeline_parallel")
+        yield f"ncclcheck_engine_{field}", meaning, [({name: e[name] for name in layouts}, e[field]) for e in engines(report.probes)]
 
 
 def _named(finding: Finding, hosts: Mapping[int, str]) -> list[Labels]:

@@ -18,6 +18,8 @@ MANY_NODES = 8  # above this many only the nodes and ranks that a finding names 
 EVIDENCE_LINES = 6  # quoted per finding
 GENERAL = "in general: "  # begins the line of a remedy that its cause has in general (triage.py)
 MANY_RANKS = 32  # above this many ranks triage lists only those that a finding names
+MOST_NOTES = 8  # of a kind and a probe that are listed
+NAMED_HOSTS = 4  # in the line of a note
 MOST_PROBLEMS = 12  # sources with a problem that are listed
 EVIDENCE_CHARACTERS = 300  # quoted per line
 SWEPT_OPERATIONS = 2  # a probe with at most this many operations on one type gets a row per size, another a row per operation
@@ -27,7 +29,15 @@ _COLOURS = {0: "32", 1: "31", 3: "33"}  # by exit code: green, red, yellow
 
 def render(report: Report, color: bool = False) -> str:
     """Tables first, then findings, and last the verdict with what to type next."""
-    sections = [*_sources(report), *_nodes(report), *_measurements(report.probes), *_engine(report.probes), *_probes(report.probes)]
+    sections = [
+        *_sources(report),
+        *_nodes(report),
+        *_measurements(report.probes),
+        *_engine(report.probes),
+        *_served(report.probes),
+        *_probes(report.probes),
+        *_drill(report),
+    ]
     sections += [_finding(number, finding, color) for number, finding in enumerate(report.findings, 1)]
     return "\n\n".join([*sections, _verdict(report, color)]) + "\n"
 
@@ -74,12 +84,41 @@ def sentence(report: Report) -> str:
     return f"{word.upper()}{separator}{summary}".rstrip()
 
 
+def _drill(report: Report) -> Iterator[str]:
+    """One line for each planted fault, and below them what was said of those that were not found as they should."""
+    if not report.drill:
+        return
+    answer = {True: "yes", False: "NO"}
+    rows = [
+        [
+            row["fault"], row["victim"], answer[row["detected"]], row["seconds"], row["cause"] or "",
+            answer[row["cause_right"]], answer[row["culprit_right"]], answer[row["clean"]],
+        ]
+        for row in report.drill if row["status"] != "skip"
+    ]  # fmt: skip
+    head = ["fault", "victim", "detected", "seconds", "cause", "cause right", "culprit right", "clean"]
+    if rows:
+        yield "drill: faults that were planted, and how they were found\n" + tabulate(rows, head, floatfmt=".1f")
+    skipped = [f"  {row['fault']}: {printable(row['said'])}" for row in report.drill if row["status"] == "skip"]
+    if skipped:
+        yield "\n".join(["skipped, since they cannot be planted here", *skipped])
+    wrong = [f"  {row['fault']} ({row['spec']}): {printable(row['said'])}" for row in report.drill if row["status"] not in ("pass", "skip")]
+    if wrong:
+        yield "\n".join(["not as it should be", *wrong])
+
+
 def _verdict(report: Report, color: bool) -> str:
     first, *rest = _wrap(f"{sentence(report)} [{units.seconds_text(report.seconds)}]")
     word = report.status.replace("-", " ").upper()
     lines = [_paint(word, _COLOURS[EXIT_CODES[report.status]], color) + first[len(word) :], *rest]
     remedies = [line for finding in report.findings for label, line in details(finding) if label == "do"]
     directory = printable(str(report.run.get("directory") or ""))
+    if planted := report.run.get("planted"):
+        after = f" after {planted['after']} collectives" if planted["after"] else ""
+        named = "it never struck" if planted["seconds"] is None else f"named {planted['seconds']:.1f} s later" if remedies else "not found"
+        lines.append(f"planted:  {planted['fault']} in rank {planted['rank']}{after}; {named} ({planted['clock']})")
+    if simulated := report.run.get("simulated_link"):
+        lines.append(f"link:     {printable(str(simulated))} each way between the emulated nodes, simulated")
     if remedies:
         lines.append(f"next:     {remedies[0]}")
     if report.findings:
@@ -90,7 +129,8 @@ def _verdict(report: Report, color: bool) -> str:
 
 
 def _finding(number: int, finding: Finding, color: bool) -> str:
-    first, *rest = _wrap(f"{number}. {finding.title} [{finding.cause}, {finding.confidence:.0%} sure]", indent="   ")
+    grave = "" if finding.severity == "stop" else f"{finding.severity}, "
+    first, *rest = _wrap(f"{number}. {finding.title} [{finding.cause}, {grave}{finding.confidence:.0%} sure]", indent="   ")
     lines = [_paint(first, "1", color), *(_paint(line, "1", color) for line in rest)]
     previous = ""
     for label, text in details(finding):
@@ -194,26 +234,60 @@ def _correct(samples: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _engine(probes: Sequence[ProbeResult]) -> Iterator[str]:
+    found = engines(probes)
     rows = [
         (
             _or_dash(engine["tensor_parallel"]),
+            _or_dash(engine["pipeline_parallel"]),
             *(_number(units.seconds_text, engine[name]) for name in ("startup_seconds", "first_token_seconds", "token_seconds")),
             {True: "yes", False: "NO", None: "not compared"}[engine["tokens_equal"]],
         )
-        for engine in engines(probes)
+        for engine in found
     ]
     if rows:
-        yield _table("vLLM engine: the slowest rank's times", ("TP", "startup", "TTFT", "TPOT", "same tokens"), rows)
+        table = _table("vLLM engine: the slowest rank's times", ("TP", "PP", "startup", "TTFT", "TPOT", "same tokens"), rows)
+        phases = [", ".join(f"{name} {_number(units.seconds_text, value)}" for name, value in engine["phase_seconds"].items()) for engine in found]
+        yield "\n".join([table, *(line for text in phases if text for line in _wrap(f"phases: {text}", indent="  "))])
+
+
+def _served(probes: Sequence[ProbeResult]) -> Iterator[str]:
+    """What requests over HTTP took, of vLLM's own server."""
+    served = [fact.fields for probe in probes for fact in probe.facts if fact.kind == "served"]
+    times = ("api_seconds", "first_token_seconds", "ttft_seconds", "token_seconds")
+    rows = [
+        (
+            *(_or_dash(fields.get(name)) for name in ("nodes", "tensor_parallel", "pipeline_parallel")),
+            *(_number(units.seconds_text, fields.get(name)) for name in times),
+            "yes" if fields.get("tokens_equal") else "NO",
+        )
+        for fields in served
+    ]
+    if rows:
+        table = _table("vLLM's own server, over HTTP", ("nodes", "TP", "PP", "API up", "first token", "TTFT", "TPOT", "same tokens"), rows)
+        phases = [
+            ", ".join(f"{name} {_number(units.seconds_text, seconds)}" for name, seconds in fields["phase_seconds"].items()) for fields in served
+        ]
+        yield "\n".join([table, *(line for text in phases if text for line in _wrap(f"phases: {text}", indent="  "))])
 
 
 def _probes(probes: Sequence[ProbeResult]) -> Iterator[str]:
     if probes:
         rows = [(probe.name, probe.status.upper() if probe.status != "pass" else "pass", f"{probe.seconds:.1f}", probe.detail) for probe in probes]
         yield _table("probes", ("probe", "status", "seconds", "detail"), rows)
-    notes = [_wrap(f"note ({probe.name}): {fact.get('text', '')}", indent="  ") for probe in probes for fact in probe.facts if fact.kind == "note"]
-    notes += [_wrap(line, indent="  ") for probe in probes for line in _checked(probe)]
+    notes = [line for probe in probes for line in (*_told(probe, "note", "note"), *_told(probe, "unread", "not read"), *_checked(probe))]
     if notes:
-        yield "\n".join(line for lines in notes for line in lines)
+        yield "\n".join(line for note in notes for line in _wrap(note, indent="  "))
+
+
+def _told(probe: ProbeResult, kind: str, word: str) -> Iterator[str]:
+    """What is worth knowing, or could not be read; not what is said in the table already."""
+    told = [fact for fact in probe.facts if fact.kind == kind]
+    for fact in told[:MOST_NOTES]:
+        hosts = list(fact.get("hosts") or ())
+        where = f"; {', '.join(hosts[:NAMED_HOSTS])}" + (f" and {len(hosts) - NAMED_HOSTS} more" if len(hosts) > NAMED_HOSTS else "") if hosts else ""
+        yield f"{word} ({probe.name}{where}): {fact.get('title') or fact.get('text', '')}"
+    if len(told) > MOST_NOTES:
+        yield f"{word} ({probe.name}): and {len(told) - MOST_NOTES} more, which --format json shows"
 
 
 def _checked(probe: ProbeResult) -> Iterator[str]:

@@ -75,10 +75,11 @@ def at(run: Run, rank: int) -> str:
 
 
 def operation(step: Step) -> str:
-    """`all_reduce 4 MiB (#130)`."""
+    """`all_reduce 4 MiB (#130)`, or with the phase that it is in `vllm engine start, phase weights (#1)`."""
     size = f" {bytes_text(step.nbytes)}" if step.nbytes else ""
     number = "" if step.local else f" (#{step.seq})"
-    return f"{step.name}{size}{number}"
+    phase = f", phase {step.phase}" if step.phase else ""
+    return f"{step.name}{size}{phase}{number}"
 
 
 def waiting(run: Run, culprits: list[int]) -> list[Step]:
@@ -94,6 +95,18 @@ def bystanders(run: Run, culprits: list[int]) -> str:
     newest = max(steps, key=lambda step: step.seq)
     who = run.name(steps[0].rank) + " waits" if len(steps) == 1 else f"{len(steps)} ranks wait"
     return f"; {who} in {operation(newest)}"
+
+
+def phases(run: Run) -> str:
+    """`; vllm engine start was in its phase rendezvous on rank 0, weights on rank 1`, of the ranks that are in a step with phases; or nothing."""
+    where: dict[tuple[str, str], list[int]] = {}
+    for rank, step in run.last_steps().items():
+        if step.inside and step.phase:
+            where.setdefault((step.name, step.phase), []).append(rank)
+    if not where:
+        return ""
+    ranks = {phase: f"rank {members[0]}" if len(members) == 1 else f"{len(members)} ranks" for (_, phase), members in where.items()}
+    return f"; {next(iter(where))[0]} was in its phase {', '.join(f'{phase} on {who}' for phase, who in ranks.items())}"
 
 
 def quote(*facts: Fact) -> list[Evidence]:

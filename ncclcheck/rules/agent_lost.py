@@ -7,11 +7,26 @@ Blames
     fact agent-lost @ b node_rank=1 reason=silent
     => b
 
+Blames
+    fact agent-lost @ b node_rank=1 reason=silent closed=True
+    fact path @ a peer=b answer=timeout control=True
+    => b
+
+Blames
+    fact agent-lost @ b node_rank=1 reason=silent closed=False
+    fact path @ a peer=b answer=silent control=True
+    => b
+
+Spares
+    fact agent-lost @ b node_rank=1 reason=silent closed=False
+    fact path @ a peer=b answer=timeout control=True
+
 Spares
     fact missing-node @ b node_rank=1 nproc_per_node=1
 """
 
 from ncclcheck.model import Culprit, Fact, Finding, Run
+from ncclcheck.rules import _paths as paths
 from ncclcheck.rules import _reading as reading
 
 EXPLAINS = ("rank_died_exception", "rank_killed", "network_unreachable")
@@ -29,7 +44,13 @@ def check(run: Run) -> list[Finding]:
             f"on {fact.host}: uptime; dmesg -T | tail -50   # is the machine up, was ncclcheck killed? then ping it from the other nodes",
         )
         for fact in run.of("agent-lost")
+        if fact.host not in paths.lost(run) or not (paths.broken(run) or any(fact.host in paths.way(other) for other in _no_way(run)))
     ]
+
+
+def _no_way(run: Run) -> list[Fact]:
+    """Ways on which nothing, or nothing large, comes through: they say why an agent is silent."""
+    return [*paths.failing(run), *(fact for fact in run.of("path") if fact.get("answer") == "large-lost")]
 
 
 def _node(fact: Fact) -> str:

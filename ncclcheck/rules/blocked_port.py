@@ -39,6 +39,28 @@ Blames
     log a.log: 64 bytes from 10.9.0.1: icmp_seq=1 ttl=64 time=0.2 ms
     => -
 
+Blames
+    fact path @ a peer=b answer=timeout control=True
+    fact path @ b peer=a answer=ok control=True
+    => b
+
+Blames
+    fact path @ a peer=b answer=timeout control=True
+    fact path @ b peer=a answer=timeout control=True
+    => a b
+
+Blames
+    fact path @ a peer=b answer=timeout control=True
+    fact path @ b peer=a answer=timeout control=True
+    fact path @ b peer=c answer=timeout control=False
+    fact path @ c peer=b answer=timeout control=False
+    fact path @ c peer=a answer=ok control=True
+    => b
+
+Spares
+    fact path @ a peer=b answer=timeout control=True
+    fact agent-lost @ b node_rank=1 reason=silent closed=False
+
 Spares
     fact master @ b name=node0 address=10.0.0.1 port=29600 answer=refused text=refused
 
@@ -51,9 +73,10 @@ import re
 
 from ncclcheck.evidence._reads import Clue
 from ncclcheck.model import Culprit, Evidence, Finding, Run
+from ncclcheck.rules import _paths as paths
 from ncclcheck.rules import _reading as reading
 
-EXPLAINS = ("missing_rank_at_rendezvous", "rank_died_exception", "peer_reset", "store_lost")
+EXPLAINS = ("missing_rank_at_rendezvous", "rank_died_exception", "peer_reset", "store_lost", "slow_network")
 _REMEDY = (
     "nc -vz {address} {port}   # from the host that fails, while the job starts; then open all TCP ports between the nodes (random ones are used: "
     "sysctl net.ipv4.ip_local_port_range): firewall-cmd --list-all, ufw status, iptables -L -n, nft list ruleset, security groups"
@@ -72,7 +95,29 @@ READS = (
 
 def check(run: Run) -> list[Finding]:
     """Ports that say nothing: the master's, seen by an agent; the store's, where node 0 waits; a peer's, after the store was reached."""
-    return [*_master(run), *(_store(run) or _dropped(run)), *_peers(run)]
+    return [*_tried(run), *_master(run), *(_store(run) or _dropped(run)), *_peers(run)]
+
+
+def _tried(run: Run) -> list[Finding]:
+    """Random ports from which nothing comes back, between agents that talk to each other over the port that they agreed on."""
+    known = [fact for fact in paths.failing(run) if paths.control_works(run, fact)]
+    if not known or paths.lost(run):
+        return []
+    bad = paths.failing(run)
+    ways, well = [paths.way(fact) for fact in bad], paths.open_ways(run)
+    culprit = paths.blame(run, ways, well)
+    if len(ends := {there for _, there in ways}) == 1 and culprit.link and any(here in ends for here, _ in well):
+        culprit = Culprit(hosts=sorted(ends))  # it gets out, and nobody gets in
+    return [
+        Finding(
+            "blocked-port",
+            f"connections between {paths.between(culprit, ways)} to random ports get no answer, and those to ncclcheck's own port work",
+            culprit,
+            0.85,
+            reading.quote(*bad[:8], *run.of("clock")),
+            _REMEDY.format(address=known[0].get("address") or "ADDRESS", port=known[0].get("port") or "PORT"),
+        )
+    ]
 
 
 def _dropped(run: Run) -> list[Finding]:

@@ -10,6 +10,17 @@ Blames
     => 2
 
 Blames
+    rank 0 @ a: init, all_reduce... | calls all_reduce [8] sum; broadcast [4] from 0; all_reduce [8] sum
+    rank 1 @ a: init, all_reduce... | calls all_reduce [8] sum; broadcast [4] from 1; all_reduce [8] sum
+    rank 2 @ b: init, all_reduce... | calls all_reduce [8] sum; broadcast [4] from 0
+    => 1
+
+Spares
+    rank 0 @ a: init, broadcast, all_reduce... | calls broadcast [4] from 0; all_reduce [8] sum
+    rank 1 @ a: init, broadcast, all_reduce... | calls broadcast [4] from 0; all_reduce [8] sum
+    rank 2 @ b: init, broadcast... | calls broadcast [4] from 0 | stack all_reduce (torch/distributed/distributed_c10d.py:2900)
+
+Blames
     log fr_rank_0: {"pg_config": {"0": {"ranks": "[0, 1, 2]"}}, "entries": [
     log fr_rank_0: {"process_group": ["0", "default_pg"], "collective_seq_id": 7, "profiling_name": "nccl:all_reduce", "input_sizes": [[64]]}]}
     log fr_rank_1: {"pg_config": {"0": {"ranks": "[0, 1, 2]"}}, "entries": [
@@ -66,7 +77,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 
-from ncclcheck import positions, recorder, waits
+from ncclcheck import divergence, positions, recorder, waits
 from ncclcheck.evidence._reads import Statement
 from ncclcheck.model import Culprit, Evidence, Fact, Finding, Run
 from ncclcheck.rules import _reading as reading
@@ -81,6 +92,8 @@ EXPLAINS = (
     "slow_rank",
     "gpu_kernel_stuck",
     "p2p_mismatch",
+    "data_corruption",
+    "rank_exited_early",
 )
 
 _REMEDY = (
@@ -122,6 +135,8 @@ READS = (
 
 def check(run: Run) -> list[Finding]:
     """Different operations at one place of the sequence: as announced, as recorded, or as the watchdogs quote them; or groups in different order."""
+    if divergence.known(run):
+        return _issued(run)
     return (
         _announced(run)
         or _recorded(run)
@@ -134,6 +149,23 @@ def check(run: Run) -> list[Finding]:
         or _elsewhere(run)
         or _after_the_end(run)
     )
+
+
+def _issued(run: Run) -> list[Finding]:
+    """The first call in which the ranks' own histories differ, whether or not it completed."""
+    found = divergence.of(run)
+    if found is None or divergence.cause(found) != "collective-mismatch":
+        return []
+    return [
+        Finding(
+            "collective-mismatch",
+            f"{divergence.said(run, found)}{reading.bystanders(run, list(found.odd))}",
+            run.blame(found.odd),
+            0.97 if len(found.odd) < len(found.issued) else 0.85,
+            divergence.quotes(run, found),
+            _REMEDY,
+        )
+    ]
 
 
 def _fingerprints(run: Run) -> list[Finding]:

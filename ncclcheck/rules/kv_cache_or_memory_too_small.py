@@ -99,6 +99,9 @@ Spares
     log serve.log: WARNING 03-02 10:00:00 [worker.py:99] The memory capacity is unbalanced. Some GPUs may be occupied by other processes.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from ncclcheck.evidence._reads import Statement
 
 _HELD = "nvidia-smi   # what else holds the GPU? end it (a worker of an earlier engine, for instance)"
@@ -106,27 +109,41 @@ _ROOM = "a smaller --max-model-len, more --gpu-memory-utilization, more --tensor
 
 EXPLAINS = ("rank_died_exception", "rank_died_oom")
 
+
+def _figures(said: Mapping[str, Any]) -> Mapping[str, str]:
+    """By how many GiB it is too little, and what would fit: whole GiB, and a share of all of it."""
+    try:
+        asked, free = float(said.get("asked") or said["needed"]), float(said["free"])
+        total = float(said.get("total", free)) or 1.0
+    except (KeyError, ValueError):
+        return {}
+    return {"short": f"{asked - free:.2f}", "whole": str(int(free)), "part": f"{int(100 * free / total) / 100:.2f}"}
+
+
 READS = (
     Statement(
         r"(?:Free|Available) memory on (?P<where>device \S+|device|node \d+) \((?P<free>[\d.]+)/(?P<total>[\d.]+) GiB\) on startup "
         r"is less than desired (?:GPU|CPU) memory utilization \((?P<share>[\d.]+), (?P<asked>[\d.]+) GiB\)",
-        "vLLM wants {asked} GiB ({share} of {total}) on {where} and {free} GiB are free",
-        f"{_HELD}, or --gpu-memory-utilization below {{free}}/{{total}}",
+        "vLLM wants {asked} GiB ({share} of {total}) on {where} and {free} GiB are free: {short} GiB too few",
+        f"{_HELD}, or --gpu-memory-utilization below {{free}}/{{total}}, such as {{part}}",
         0.95,
+        figures=_figures,
     ),
     Statement(
         r"Free memory on (?P<where>device \S+) \((?P<free>[\d.]+)/(?P<total>[\d.]+) GiB\) on startup is less than the engine's budget after "
         r"excluding external process's weights \((?P<share>[\d.]+), (?P<asked>[\d.]+) GiB\)",
-        "vLLM wants {asked} GiB on {where} beside the weights that another process holds, and {free} GiB are free",
+        "vLLM wants {asked} GiB on {where} beside the weights that another process holds, and {free} GiB are free: {short} GiB too few",
         f"{_HELD}, or a smaller --gpu-memory-utilization",
         0.95,
+        figures=_figures,
     ),
     Statement(
         r"Available memory on node \d+ \((?P<free>[\d.]+)/(?P<total>[\d.]+) GiB\) on kv cache allocation is less than requested memory for kv "
         r"\((?P<asked>[\d.]+)",
-        "the KV cache asks for {asked} GiB and {free} of {total} GiB are free",
-        "--kv-cache-memory-bytes (or VLLM_CPU_KVCACHE_SPACE, in GiB) below {free} GiB; free -h shows who holds the rest",
+        "the KV cache asks for {asked} GiB and {free} of {total} GiB are free: {short} GiB too few",
+        "--kv-cache-memory-bytes (or VLLM_CPU_KVCACHE_SPACE, in GiB) below {free} GiB, at most {whole}; free -h shows who holds the rest",
         0.95,
+        figures=_figures,
     ),
     Statement(
         r"No available memory for the cache blocks",
@@ -137,9 +154,10 @@ READS = (
     Statement(
         r"max seq len \((?P<length>\d+)\), \((?P<needed>[\d.]+) Gi?B KV cache is needed, which is larger than the available KV cache memory "
         r"\((?P<free>[\d.]+) Gi?B\)(?:.*?estimated maximum model length is (?P<fits>\d+))?",
-        "one request of {length} tokens needs {needed} GiB of KV cache and {free} GiB are there",
+        "one request of {length} tokens needs {needed} GiB of KV cache and {free} GiB are there: {short} GiB too few",
         "--max-model-len {fits}, more --gpu-memory-utilization, or more --tensor-parallel-size",
         0.95,
+        figures=_figures,
     ),
     Statement(
         r"max seq len \((?P<length>\d+)\) is larger than the maximum number of tokens that can be stored in KV cache \((?P<fits>\d+)\)",

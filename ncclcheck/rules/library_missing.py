@@ -106,17 +106,18 @@ READS = (
 
 def check(run: Run) -> list[Finding]:
     """Distributions that a probe needs and some hosts lack: one finding per distribution."""
-    lacking: dict[str, list[str]] = {}
+    lacking: dict[tuple[str, str], list[str]] = {}
     for fact in run.of("not-installed"):
-        lacking.setdefault(fact.get("distribution"), []).append(fact.host or "this node")
+        name = fact.get("distribution")
+        lacking.setdefault((name, fact.get("need") or name), []).append(fact.host or "this node")
     return [
         Finding(
             "library-missing",
-            f"{name} is not installed on {', '.join(hosts)}",
+            f"{need} is not installed on {', '.join(hosts)}",
             Culprit(hosts=hosts),
             0.97,
             reading.quote(*(fact for fact in run.of("not-installed") if fact.get("distribution") == name)),
             f"pip install 'ncclcheck[{name}]' there, into the environment that ncclcheck runs from",
         )
-        for name, hosts in lacking.items()
+        for (name, need), hosts in lacking.items()
     ]

@@ -79,6 +79,11 @@ Spares
     log rank1.log: [rank1]: Traceback (most recent call last):
     log rank1.log: [rank1]: KeyError: 'labels'
 
+Blames
+    rank 0 @ a: init...
+    fact absent @ b ranks=1,2 code=0
+    => b
+
 Spares
     rank 0 @ a: init
     rank 1 @ b: init
@@ -125,7 +130,15 @@ READS = (
 
 def check(run: Run) -> list[Finding]:
     """Missing nodes at roll call, a node 0 that does not listen, ranks that never announced themselves, or clients that never joined."""
-    return [*_nodes(run), *_node0(run), *_ranks(run), *(_clients(run) or _members(run)), *_barrier(run), *_store(run), *_engines(run)]
+    return [
+        *_nodes(run),
+        *_node0(run),
+        *(_absent(run) or _ranks(run)),
+        *(_clients(run) or _members(run)),
+        *_barrier(run),
+        *_store(run),
+        *_engines(run),
+    ]
 
 
 def _members(run: Run) -> list[Finding]:
@@ -261,6 +274,22 @@ def _node0(run: Run) -> list[Finding]:
         )
         for fact in run.of("master")
         if fact.get("answer") == "refused"
+    ]
+
+
+def _absent(run: Run) -> list[Finding]:
+    """A launcher that left in order and had started no rank."""
+    return [
+        Finding(
+            "missing-rank-at-rendezvous",
+            f"{fact.host} started no rank: its launcher left with exit code {fact.get('code')}, and the others wait for "
+            f"rank{'s' * (len(fact.get('ranks')) > 1)} {', '.join(map(str, fact.get('ranks')[:8]))}",
+            Culprit(ranks=list(fact.get("ranks")), hosts=[fact.host] if fact.host else None),
+            0.95,
+            reading.quote(fact),
+            f"on {fact.host}: look at launcher.log in the run directory, and at what its start command is; " + _REMEDY,
+        )
+        for fact in run.of("absent")
     ]
 
 

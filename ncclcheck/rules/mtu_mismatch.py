@@ -20,6 +20,40 @@ Blames
     fact ib-error @ a status=1 peer=b
     => -
 
+Blames
+    fact path @ a peer=b answer=large-lost out_lost=True in_lost=False
+    fact path @ b peer=a answer=large-lost out_lost=False in_lost=True
+    => a b
+
+Blames
+    fact path @ a peer=b answer=large-lost out_lost=True in_lost=False path_mtu=1280
+    fact path @ b peer=c answer=large-lost out_lost=False in_lost=True
+    fact path @ c peer=a answer=ok
+    => b
+
+Blames
+    fact path @ a peer=b answer=large-lost out_lost=True in_lost=True
+    fact interface @ a interface=eth0 mtu=1500 mtu_before=1500
+    fact interface @ b interface=eth0 mtu=1280 mtu_before=1500 changed=mtu
+    => b
+
+Blames
+    fact path @ a peer=b answer=ok
+    fact path @ b peer=a answer=ok
+    fact interface @ a interface=eth0 mtu=1500 mtu_before=1500
+    fact interface @ b interface=eth0 mtu=1280 mtu_before=1500 state=up changed=mtu
+    => b
+
+Spares
+    fact path @ a peer=b answer=large-lost out_lost=True in_lost=False
+    fact path @ b peer=a answer=ok
+
+Spares
+    fact interface @ a interface=eth0 mtu=1500
+    fact interface @ b interface=eth0 mtu=1400
+    fact path @ a peer=b answer=ok
+    fact path @ b peer=a answer=ok
+
 Spares
     fact ibport @ a device=mlx5_0 mtu=4096
     fact ibport @ b device=mlx5_0 mtu=4096
@@ -32,8 +66,13 @@ Spares
 
 from __future__ import annotations
 
-from ncclcheck.model import Culprit, Finding, Run
+from collections.abc import Sequence
+
+from ncclcheck.model import Culprit, Fact, Finding, Run
+from ncclcheck.rules import _paths as paths
 from ncclcheck.rules import _reading as reading
+
+EXPLAINS = ("network_unreachable", "rank_stuck_in_python", "peer_reset", "agent_lost", "slow_network")
 
 REMEDY = (
     "ip link set dev <interface> mtu 1500   # the same on every node, and not more than switches and tunnels carry; "
@@ -43,7 +82,60 @@ REMEDY = (
 
 def check(run: Run) -> list[Finding]:
     """An interface that NCCL uses, or that bears one name on several hosts, with different MTUs."""
-    return [*_limited(run), *_interfaces(run), *_cards(run), *_too_long(run)]
+    tried = _tried(run) or _lowered(run)
+    return [*tried, *_limited(run), *([] if run.of("path") else _interfaces(run)), *_cards(run), *_too_long(run)]
+
+
+def _lowered(run: Run) -> list[Finding]:
+    """An interface whose MTU was lowered in the middle of a launch: new connections agree on smaller packets, the ranks' old ones do not."""
+    facts = [fact for fact in paths.changed(run) if 0 < int(fact.get("mtu") or 0) < int(fact.get("mtu_before") or 0)]
+    if any(run.of(kind) for kind in ("gone", "stopped")) or paths.broken(run):
+        return []
+    return [
+        Finding(
+            "mtu-mismatch",
+            f"the MTU of {fact.get('interface')} on {fact.host} was lowered from {fact.get('mtu_before')} to {fact.get('mtu')} during the run",
+            Culprit(hosts=[str(fact.host)], interface=str(fact.get("interface"))),
+            0.9,
+            reading.quote(fact, *run.of("clock")),
+            REMEDY,
+        )
+        for fact in facts
+    ]
+
+
+def _tried(run: Run) -> list[Finding]:
+    """Ways that small messages pass and large ones do not, as both ends saw it where both looked."""
+    facts = [fact for fact in run.of("path") if fact.host and fact.get("answer") in ("ok", "large-lost")]
+    seen: dict[paths.Way, list[bool]] = {}
+    for fact in facts:
+        here, there = paths.way(fact)
+        seen.setdefault((here, there), []).append(bool(fact.get("out_lost")))
+        seen.setdefault((there, here), []).append(bool(fact.get("in_lost")))
+    ways = [each for each, lost in seen.items() if all(lost)]
+    if not ways:
+        return []
+    culprit = paths.blame(run, ways, {each for each, lost in seen.items() if not any(lost)})
+    said = paths.of_interfaces(run, culprit.hosts or ())
+    named = ", ".join(f"from {here} to {there}" for here, there in ways[:4])
+    return [
+        Finding(
+            "mtu-mismatch",
+            f"small messages pass {named}, and {_what(facts)} vanish" + (f": {said}" if said else ""),
+            culprit,
+            0.95 if said else 0.85,
+            reading.quote(*(fact for fact in paths.changed(run)), *(fact for fact in facts if fact.get("answer") == "large-lost"), *run.of("clock"))[
+                :8
+            ],
+            REMEDY,
+        )
+    ]
+
+
+def _what(facts: Sequence[Fact]) -> str:
+    """What is lost, as far as it was found out."""
+    sizes = [size for fact in facts if fact.get("out_lost") and isinstance(size := fact.get("path_mtu"), int) and size]
+    return f"packets of more than {min(sizes)} bytes" if sizes else "large ones"
 
 
 def _cards(run: Run) -> list[Finding]:

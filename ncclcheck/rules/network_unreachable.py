@@ -14,6 +14,53 @@ Blames
     log fr_rank_1: {"pg_config": {"0": {"ranks": "[0, 1]"}}, "pg_status": {"0": {"last_enqueued_collective": 9, "last_completed_collective": 7}}}
     => b
 
+Blames
+    fact agent-lost @ b node_rank=1 reason=silent closed=False
+    fact path @ a peer=b answer=timeout control=True
+    => a b
+
+Blames
+    fact agent-lost @ c node_rank=2 reason=silent closed=False
+    fact path @ a peer=b answer=ok control=True
+    fact path @ a peer=c answer=timeout control=True
+    => c
+
+Blames
+    fact agent-lost @ a node_rank=0 reason=silent closed=False
+    fact path @ b peer=a answer=unreachable control=True
+    fact interface @ b interface=eth0 state=down state_before=up changed=down
+    => b
+
+Blames
+    fact agent-lost @ a node_rank=0 reason=silent closed=False
+    fact path @ b peer=a answer=ok control=True
+    fact interface @ b interface=eth0 state=up state_before=up lost=10.0.0.2 changed=lost
+    => b
+
+Blames
+    rank 0 @ a: init, all_reduce...
+    rank 1 @ b: init, all_reduce
+    rank 2 @ c: init, all_reduce
+    fact path @ b peer=c answer=timeout control=False
+    fact path @ c peer=b answer=timeout control=False
+    fact path @ a peer=b answer=ok control=True
+    fact path @ a peer=c answer=ok control=True
+    => b c
+
+Spares
+    rank 0 @ a: init, all_reduce...
+    rank 1 @ b: init, all_reduce...
+    fact path @ a peer=b answer=ok
+    fact path @ b peer=a answer=ok
+
+Spares
+    fact agent-lost @ b node_rank=1 reason=silent closed=False
+    fact path @ a peer=b answer=refused control=True
+
+Spares
+    fact agent-lost @ b node_rank=1 reason=silent closed=True
+    fact path @ a peer=b answer=timeout control=True
+
 Spares
     rank 0 @ a: init, all_reduce...
     rank 1 @ b: init
@@ -26,18 +73,63 @@ Spares
 import re
 
 from ncclcheck import waits
-from ncclcheck.model import Culprit, Finding, Run
+from ncclcheck.model import Culprit, Fact, Finding, Run
+from ncclcheck.rules import _paths as paths
 from ncclcheck.rules import _reading as reading
 
-EXPLAINS = ("gpu_kernel_stuck", "slow_rank", "peer_reset", "rank_killed")
+EXPLAINS = ("gpu_kernel_stuck", "slow_rank", "peer_reset", "rank_killed", "slow_network")
 
 _GONE = re.compile(r"unreachable|[Nn]o route to host")
 _ERRNOS = ("100", "101", "113")  # ENETDOWN, ENETUNREACH, EHOSTUNREACH
 
 
 def check(run: Run) -> list[Finding]:
-    """Every rank inside one collective over several hosts: as announced, or as flight recorders and watchdogs show."""
-    return _announced(run) or _cut(run)
+    """What the agents tried; else every rank inside one collective over several hosts: as announced, or as recorders and watchdogs show."""
+    return _tried(run) or _announced(run) or _cut(run)
+
+
+def _tried(run: Run) -> list[Finding]:
+    """Ways on which nothing comes back, neither what is tried nor what the agents say to each other."""
+    gone = paths.lost(run)
+    bad = [
+        fact
+        for fact in paths.failing(run)
+        if not paths.control_works(run, fact) and (not fact.get("control") or {fact.host, fact.get("peer")} & gone)
+    ]
+    if gone and not bad:
+        return [_interface(run, fact) for fact in paths.broken(run)]
+    if not bad or (not gone and any(paths.control_works(run, fact) for fact in paths.failing(run))):
+        return []  # (where the agents' port passes and others do not, it is a firewall)
+    ways = [paths.way(fact) for fact in bad]
+    culprit = paths.blame(run, ways, paths.open_ways(run))
+    interfaces = [fact for fact in paths.broken(run) if fact.host in (culprit.hosts or ())]
+    said = paths.of_interfaces(run, culprit.hosts or ()) or f"{bad[0].host} gets no answer from {bad[0].get('peer')} ({bad[0].get('address')})"
+    first = (culprit.hosts or ("each host",))[0]
+    return [
+        Finding(
+            "network-unreachable",
+            f"no data passes between {paths.between(culprit, ways)}: {said}",
+            culprit,
+            0.95 if interfaces else 0.85,
+            reading.quote(*interfaces, *bad[:6], *run.of("agent-lost")[:2], *run.of("clock")),
+            f"on {first}: ip -s link; ip addr; ip route   # is the interface up, has it its address? then from {bad[0].host}: ping -c 3 "
+            f"{bad[0].get('address') or 'PEER'}, and look at cable, switch port and firewalls; a host that is down looks the same",
+            ["dmesg -T | grep -i link on both hosts"],
+        )
+    ]
+
+
+def _interface(run: Run, fact: Fact) -> Finding:
+    """A node that lost the others, and whose own interface says why; what is new there may work."""
+    said = paths.of_interfaces(run, [str(fact.host)])
+    return Finding(
+        "network-unreachable",
+        f"{fact.host} lost the other nodes: {said}",
+        Culprit(hosts=[str(fact.host)], interface=str(fact.get("interface"))),
+        0.95,
+        reading.quote(fact, *run.of("agent-lost")[:2], *run.of("clock")),
+        f"on {fact.host}: ip addr show {fact.get('interface')}; journalctl -n 100 -u NetworkManager -u systemd-networkd   # who took it away?",
+    )
 
 
 def _cut(run: Run) -> list[Finding]:
@@ -78,7 +170,7 @@ def _announced(run: Run) -> list[Finding]:
     """All ranks inside one collective, over more than one host, with nothing else wrong."""
     steps = list(run.last_steps().values())
     hosts = run.hosts([step.rank for step in steps])
-    trouble = any(run.of(kind) for kind in ("gone", "stopped", "error", "fail"))
+    trouble = any(run.of(kind) for kind in ("gone", "stopped", "error", "fail", "path"))  # what was tried knows better
     together = len({(step.seq, step.name) for step in steps}) == 1 and all(step.inside and not step.local for step in steps)
     if trouble or not together or len(hosts) < 2 or len(steps) != run.world_size:
         return []

@@ -193,4 +193,8 @@ def _announced(run: Run) -> list[Finding]:
 
 def _communicates(frames: list[str]) -> bool:
     """Whether the innermost frames are torch's: a collective, or a wait for the GPU."""
-    return any("distributed_c10d" in frame or "torch/cuda/" in frame or "cuda/streams" in frame for frame in frames[:3])
+    return any(
+        place in frame
+        for frame in frames[:3]
+        for place in ("distributed_c10d", "torch/cuda/", "cuda/streams", "cuda/__init__", "ncclcheck/collective")
+    )

@@ -18,6 +18,20 @@ Blames
     log rank1.log: [rank1]:[E] [Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=1, OpType=ALLREDUCE, NumelIn=1, NumelOut=1, Timeout(ms)=600000) ran for 600031 milliseconds
     => 0
 
+Blames
+    rank 0 @ a: init, all_reduce
+    rank 1 @ b: init, all_reduce | slow
+    => 1
+
+Blames
+    rank 0 @ a: init, all_reduce
+    rank 1 @ b: init, all_reduce | late
+    => 1
+
+Spares
+    rank 0 @ a: init, all_reduce
+    rank 1 @ b: init, all_reduce | late | stopped
+
 Spares
     log a.log: Training:  12%|#1        | 4/33 [09:57<1:11:02, 147.00s/it]
     log rank1.log: [rank1]:[E] [Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=9, OpType=ALLREDUCE, NumelIn=1, NumelOut=1, Timeout(ms)=600000) ran for 600031 milliseconds
@@ -50,7 +64,55 @@ _JOINT = re.compile(r"Evaluat|Validat|Predict|Generat|Comput")  # work that all 
 
 def check(run: Run) -> list[Finding]:
     """Work on data that was under way when the others' time was over; or counts of launched operations that differ while nobody complains."""
-    return _preparing(run) or _counts(run)
+    return _measured(run) or _late(run) or _preparing(run) or _counts(run)
+
+
+def _measured(run: Run) -> list[Finding]:
+    """Ranks that spent more time outside of collectives than the others, while those waited inside."""
+    return [
+        Finding(
+            "slow-rank",
+            f"{run.name(fact.rank)} makes the others wait: of the last {fact.get('seconds')} s it spent {fact.get('worked')} s outside of "
+            f"collectives, the others {fact.get('others')} s{_with_what(run, fact.rank)}",
+            run.blame([fact.rank]),
+            0.9,
+            reading.quote(fact),
+            f"on {_host(run, fact.rank)}: py-spy record --duration 10 --pid {run.ranks[fact.rank].pid if fact.rank in run.ranks else 'PID'}   "
+            "# what takes longer there? and nvidia-smi -q -d CLOCK,PERFORMANCE; top; iostat -x 1",
+        )
+        for fact in run.of("slow")
+        if fact.rank is not None
+    ]
+
+
+def _host(run: Run, rank: int) -> str:
+    return (rank in run.ranks and run.ranks[rank].host) or "its host"
+
+
+def _with_what(run: Run, rank: int) -> str:
+    """The local step that takes this rank much longer than the others."""
+    for fact in run.of("lengthy"):
+        if fact.rank == rank:
+            return f"; mostly in {fact.get('step')}, {fact.get('longest')} s there and {fact.get('others')} s elsewhere"
+    return ""
+
+
+def _late(run: Run) -> list[Finding]:
+    """Ranks that started long after the others, and did nothing worse."""
+    failed = {fact.rank for kind in ("gone", "stopped", "error") for fact in run.of(kind)}
+    return [
+        Finding(
+            "slow-rank",
+            f"{run.name(fact.rank)} started {fact.get('seconds')} s after the others, which waited for it",
+            run.blame([fact.rank]),
+            0.85,
+            reading.quote(fact),
+            f"on {_host(run, fact.rank)}: what came before the program? journalctl --since -10min; "
+            "an image that was fetched, a slow or busy disk (iostat -x 1), a queue of the scheduler",
+        )
+        for fact in run.of("late")
+        if fact.rank is not None and not failed
+    ]
 
 
 def _preparing(run: Run) -> list[Finding]:

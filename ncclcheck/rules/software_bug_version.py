@@ -25,6 +25,14 @@ Blames
     log a.log: Detected kernel version 5.4.0, which is below the recommended minimum of 5.5.0; this can cause the process to hang.
     => -
 
+Blames
+    log a.log: ValueError: Model architectures ['NextYearForCausalLM'] are not supported for now. Supported architectures: dict_keys(['A', 'B'])
+    => -
+
+Blames
+    log a.log: ValueError: Model architecture MotifForCausalLM was supported in vLLM until v0.10.2, and is not supported anymore. Please use
+    => -
+
 Spares
     log a.log: [rank0]: AssertionError: batch is empty
 """
@@ -57,6 +65,20 @@ READS = (
         "vLLM has no attention backend for this model on {device}: {reasons}",
         "another --dtype or --attention-backend, or another version of vLLM",
         0.93,
+        "nobody",
+    ),
+    Statement(
+        r"Model architectures \[(?P<kinds>[^\]]{1,200})\] are not supported for now",
+        "this vLLM has no code for the architecture {kinds}",
+        "pip install --upgrade vllm transformers   # on every node; or a model of a kind that `architectures` in config.json may name here",
+        0.93,
+        "nobody",
+    ),
+    Statement(
+        r"Model architecture (?P<kind>\w+) was supported in vLLM until v(?P<version>[\w.]+\w), and is not supported anymore",
+        "this vLLM no longer has code for the architecture {kind}; {version} was the last release that had",
+        "pip install vllm=={version}   # on every node",
+        0.95,
         "nobody",
     ),
     Statement(

@@ -81,7 +81,7 @@ from collections.abc import Sequence
 from ncclcheck.evidence._reads import Clue, Statement
 from ncclcheck.model import Culprit, Fact, Finding, Run
 
-EXPLAINS = ("ray_cluster_mismatch", "rpc_timeout")
+EXPLAINS = ("ray_cluster_mismatch", "rpc_timeout", "rank_died_exception", "bind_address_not_local")
 
 _EXPORT = (
     "export VLLM_HOST_IP=ADDRESS before ray start and before the engine, on every node its own address in the network that they share "

@@ -45,6 +45,17 @@ Blames
     log node-b/rank2.log: Initializing distributed: GLOBAL_RANK: 2, MEMBER: 3/4
     => -
 
+Blames
+    rank 0 @ a: init, engine... | calls vllm engine start TP=2
+    rank 1 @ b: init, engine... | calls vllm engine start TP=4
+    => 1
+
+Blames
+    rank 0 @ a: init, engine... | calls vllm engine start TP=3
+    rank 1 @ a: init, engine... | calls vllm engine start TP=3
+    rank 2 @ b: init, engine... | calls vllm engine start TP=6
+    => 2
+
 Spares
     log node-a/rank0.log: torch.distributed.DistStoreError: Timed out after 61 seconds waiting for clients. 1/2 clients joined.
     log node-b/rank1.log: Initializing distributed: GLOBAL_RANK: 1, MEMBER: 2/2
@@ -53,11 +64,21 @@ Spares
     fact hello @ a conflict=node_rank node_rank=1 value=1
 """
 
+from dataclasses import replace
+
+from ncclcheck import divergence
 from ncclcheck.evidence._reads import Statement
 from ncclcheck.model import Culprit, Fact, Finding, Run
 from ncclcheck.rules import _reading as reading
 
-EXPLAINS = ("missing_rank_at_rendezvous", "rank_died_exception")
+EXPLAINS = (
+    "missing_rank_at_rendezvous",
+    "rank_died_exception",
+    "kv_cache_or_memory_too_small",
+    "rank_stuck_in_python",
+    "network_unreachable",
+    "tp_not_divisible",
+)
 _FLAGS = {"nnodes": "--nnodes", "nproc_per_node": "--nproc-per-node"}
 _REMEDY = (
     "start every node with the same size: WORLD_SIZE = nnodes x nproc_per_node; the same --nnodes and --nproc-per-node for torchrun, "
@@ -104,7 +125,18 @@ READS = (
 
 def check(run: Run) -> list[Finding]:
     """Agents, or ranks in their logs, that believe in different sizes; more clients than the store expects; commands that do not fit together."""
-    return [*_agents(run), *_claims(run), *_too_many(run), *_commands(run)]
+    return [*_engine_sizes(run), *_agents(run), *_claims(run), *_too_many(run), *_commands(run)]
+
+
+def _engine_sizes(run: Run) -> list[Finding]:
+    """Engines that were started with different parallel sizes, as their ranks announced it."""
+    found = divergence.of(run)
+    if found is None or divergence.cause(found) != "world-size-mismatch":
+        return []
+    size = f"{divergence.ENGINE} TP={run.world_size}"
+    if size in found.issued.values():  # what fits the number of ranks is right, even if as many say something else
+        found = replace(found, odd=tuple(rank for rank, call in sorted(found.issued.items()) if call != size))
+    return [Finding("world-size-mismatch", divergence.said(run, found), run.blame(found.odd), 0.95, divergence.quotes(run, found), _REMEDY)]
 
 
 def _too_many(run: Run) -> list[Finding]:

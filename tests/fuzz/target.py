@@ -39,7 +39,7 @@ DUMP = {"version": "2.10", "pg_config": {"0": {"name": "0", "desc": "default_pg"
 
 def judge(data: bytes, name: str) -> Report:
     """Triage one file of these bytes as `ncclcheck triage` does, and check everything that must hold of the answer."""
-    start = time.monotonic()
+    start = time.process_time()  # of this process alone: the machine may be busy, or stand still
     memory = io.BytesIO(data)
     allowance = _streams.Allowance(lambda: len(data))
     sources = _archives.sources(memory, name, allowance, io.BytesIO(data))
@@ -59,7 +59,7 @@ def judge(data: bytes, name: str) -> Report:
         each.encode()
     for finding in verdict.findings:
         assert all(quote.file in (*run.sources, "") for quote in finding.evidence), finding
-    assert time.monotonic() - start < SECONDS
+    assert time.process_time() - start < SECONDS
     return result
 
 

@@ -1,0 +1,94 @@
+"""Who makes the others wait, and whether the network became slower: from what each rank spent outside and inside of collectives. Pure.
+
+A rank that is late works while the others wait. So the one that waits least is the slowest, and what it waits is what the
+collectives themselves take.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ncclcheck.model import Fact
+
+WINDOW = 3.0  # seconds that are looked at: the last ones
+STRETCH = 0.5  # seconds, the best ones of all, with which they are compared
+LEAST_CALLS = 10  # in a window: fewer say nothing
+SLOW_FACTOR = 1.5  # a rank that works so much longer than the median of the others is slow,
+SLOW_SHARE = 0.25  # if that is at least this share of the time
+NETWORK_FACTOR = 2.5  # collectives that take so much longer than at their best make the network suspect,
+USUAL = 0.002  # and those that take so much longer than these seconds: it may have been slow from the start
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """One reading of one rank; seconds since it began, all of them growing. `starved`: it could have run and got no CPU."""
+
+    now: float
+    seq: int
+    worked: float
+    waited: float
+    starved: float = 0.0
+
+    def __sub__(self, earlier: Pace) -> Pace:
+        return Pace(
+            self.now - earlier.now, self.seq - earlier.seq, self.worked - earlier.worked, self.waited - earlier.waited, self.starved - earlier.starved
+        )
+
+
+def facts(readings: Mapping[int, Sequence[Pace]]) -> list[Fact]:
+    """Kinds "slow" (a rank; fields seconds, worked, others, calls) and "slowed" (the network may be: fields usual and now, seconds a call)."""
+    lasts = {rank: _last(all_) for rank, all_ in readings.items()}
+    spans = {rank: last[-1] - last[0] for rank, last in lasts.items()}
+    if len(spans) < 2 or any(span.seq < LEAST_CALLS for span in spans.values()):
+        return []
+    halves = [{rank: _halves(last)[part] for rank, last in lasts.items()} for part in (0, 1)]
+    persists = _slow(halves[0]).keys() & _slow(halves[1]).keys()  # one hiccup makes no slow rank
+    found = [Fact("slow", rank=rank, fields=fields) for rank, fields in _slow(spans).items() if rank in persists]
+    return [*found, *_slowed(readings, spans)]
+
+
+def _last(readings: Sequence[Pace]) -> Sequence[Pace]:
+    """The readings of the last WINDOW seconds."""
+    end = readings[-1].now
+    begin = next((at for at in range(len(readings) - 1, -1, -1) if end - readings[at].now >= WINDOW), 0)
+    return readings[begin:]
+
+
+def _halves(readings: Sequence[Pace]) -> tuple[Pace, Pace]:
+    middle = readings[len(readings) // 2]
+    return middle - readings[0], readings[-1] - middle
+
+
+def _best(readings: Sequence[Pace]) -> float:
+    """The least seconds that a call took on average in any STRETCH; infinite where there was none with enough calls."""
+    best = math.inf
+    for at, begin in enumerate(readings):
+        end = next((reading for reading in readings[at + 1 :] if reading.now - begin.now >= STRETCH), None)
+        if end is None:
+            break
+        if (calls := end.seq - begin.seq) >= LEAST_CALLS:
+            best = min(best, (end.waited - begin.waited) / calls)
+    return best
+
+
+def _slow(spans: Mapping[int, Pace]) -> dict[int, dict[str, float]]:
+    """The ranks that are slow in a stretch of time, each with its figures."""
+    worked = {rank: max(0.0, span.worked - span.starved) for rank, span in spans.items()}  # a rank that got no CPU is not slow itself
+    found = {}
+    for rank, span in spans.items():
+        others = statistics.median(value for other, value in worked.items() if other != rank)
+        if worked[rank] >= SLOW_FACTOR * others and worked[rank] - others >= SLOW_SHARE * span.now:
+            found[rank] = {"seconds": round(span.now, 2), "worked": round(worked[rank], 2), "others": round(others, 2), "calls": span.seq}
+    return found
+
+
+def _slowed(readings: Mapping[int, Sequence[Pace]], spans: Mapping[int, Pace]) -> list[Fact]:
+    before = min(USUAL, *(_best(all_) for all_ in readings.values()))  # who waits least waits for the network only
+    now = min(span.waited / span.seq for span in spans.values())
+    share = (now - before) * min(span.seq for span in spans.values()) / max(span.now for span in spans.values())
+    if now < NETWORK_FACTOR * before or share < SLOW_SHARE:
+        return []
+    return [Fact("slowed", fields={"usual": round(before, 6), "now": round(now, 6)})]
