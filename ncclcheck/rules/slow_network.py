@@ -14,6 +14,19 @@ Blames
     => a b
 
 Blames
+    fact path @ a peer=b answer=ok rtt_ms=25 rtt_ms_before=1 out_bytes_per_s=5500000 out_bytes_per_s_before=58000000
+    fact path @ b peer=a answer=ok rtt_ms=25 rtt_ms_before=1 out_bytes_per_s=5500000 out_bytes_per_s_before=36000000
+    => a b
+
+Blames
+    fact path @ a peer=b answer=ok rtt_ms=12 rtt_ms_before=1 out_bytes_per_s=11000000 out_bytes_per_s_before=120000000
+    => a b
+
+Blames
+    fact path @ a peer=b answer=ok rtt_ms=25 rtt_ms_before=1 out_bytes_per_s=2000000 out_bytes_per_s_before=120000000
+    => a
+
+Blames
     fact path @ a peer=b answer=ok rtt_ms=100 rtt_ms_before=1
     fact path @ c peer=a answer=ok rtt_ms=1 rtt_ms_before=1
     fact path @ b peer=c answer=ok rtt_ms=100 rtt_ms_before=1
@@ -74,6 +87,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ncclcheck.echo import LARGEST
 from ncclcheck.model import Fact, Finding, Run
 from ncclcheck.rules import _paths as paths
 from ncclcheck.rules import _reading as reading
@@ -84,6 +98,7 @@ EXPLAINS = ("network_unreachable", "slow_rank")
 SLOWER = 10.0  # times as slow as before, or as the middle of the others
 SLOW = 12e6  # bytes/s: with four busy processes for each core, the better of two measurements is still faster
 LATE = 15.0  # ms of the kernel's own round trip: it answers in its interrupts, and does not wait for a core
+ROUND_TRIPS = 10  # in which a large message is through at any rate: TCP begins with 10 segments and doubles them (RFC 6928), and greets before
 LOSS, LOST = 0.05, 30  # share of a large message's segments that were sent again (even in the better of two), and how many at the least
 LOSSES, LOST_ALL = 0.02, 100  # the same of all that a node sent during the launch,
 LOSSES_SLOWED, LOST_SLOWED = 0.003, 20  # and where its collectives take long, too
@@ -103,7 +118,7 @@ class Slow:
     ways: Sequence[paths.Way]
     said: str
     facts: Sequence[Fact]
-    directed: bool  # whether it is known which of the two directions it is
+    directed: bool  # whether it is known to be one of the two directions, and which
 
 
 def check(run: Run) -> list[Finding]:
@@ -116,7 +131,7 @@ def slow_paths(run: Run) -> list[Slow]:
     """Slow directions by rate, late ways by round trip, lossy directions by what was sent again: the most telling first."""
     facts = [fact for fact in run.of("path") if fact.host and fact.get("answer") == "ok"]
     late, thin, lossy = _late(facts), _thin(facts), _lossy(facts, run)
-    one_way = thin and not {*thin.ways} & {way[::-1] for way in thin.ways}  # what is late in the queue of a thin way is late both ways
+    one_way = thin and thin.directed  # what is late in the queue of a thin way is late both ways
     return [slow for slow in ((thin, late, lossy) if one_way else (late, thin, lossy)) if slow]
 
 
@@ -138,17 +153,20 @@ def _late(facts: Sequence[Fact]) -> Slow | None:
 def _thin(facts: Sequence[Fact]) -> Slow | None:
     usual = _usual([_number(fact, name) for fact in facts for name in ("out_bytes_per_s", "in_bytes_per_s")])
     found: dict[paths.Way, list[tuple[float, float]]] = {}
+    waiting: set[paths.Way] = set()  # ways whose rate says no more than how long a round trip takes, which is the same in both directions
     for fact in facts:
         here, there = paths.way(fact)
         for way, name in (((here, there), "out_bytes_per_s"), ((there, here), "in_bytes_per_s")):
             now, before = _number(fact, name), _number(fact, f"{name}_before") or usual
             if now and before:
                 found.setdefault(way, []).append((now, before))
+                waiting |= {way} if now * ROUND_TRIPS * _number(fact, "rtt_ms") / 1e3 > LARGEST else set()
     ways = [way for way, rates in found.items() if all(now < SLOW and now * SLOWER < before for now, before in rates)]
     shown = [fact for fact in facts if paths.way(fact) in ways or paths.way(fact)[::-1] in ways]
     now, before = min((rate for way in ways for rate in found[way]), default=(0.0, 0.0))
     said = f"{bytes_text(round(now))}/s pass, and usually {bytes_text(round(before))}/s"
-    return Slow(ways, said, shown, directed=True) if ways else None
+    one_way = not {*ways} & {way[::-1] for way in ways} and not waiting & {*ways}
+    return Slow(ways, said, shown, directed=one_way) if ways else None
 
 
 def _lossy(facts: Sequence[Fact], run: Run) -> Slow | None:
