@@ -60,8 +60,14 @@ def environment(node: Node) -> dict[str, str]:
     """What a node's environment has on top of the caller's."""
     added = {"GLOO_SOCKET_IFNAME": namespaces.INTERFACE, "NCCL_SOCKET_IFNAME": namespaces.INTERFACE, "VLLM_HOST_IP": node.address}
     if node.gpus:  # with a host id of its own, a node is a host to NCCL whatever else NCCL reads
-        added |= {"CUDA_VISIBLE_DEVICES": ",".join(node.gpus), "NCCL_HOSTID": node.host}
+        added |= {"CUDA_VISIBLE_DEVICES": ",".join(node.gpus), "NCCL_HOSTID": node.host, "VLLM_CACHE_ROOT": _cache(node.host)}
     return added
+
+
+def _cache(host: str) -> str:
+    """A node's own folder in vLLM's cache: the code that is compiled for one node's GPUs is not for another's, and vLLM does not tell them apart."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(os.environ.get("VLLM_CACHE_ROOT") or os.path.join(base, "vllm"), f"emulated-{host}")
 
 
 def run(nodes: int, ranks_per_node: int, body: Callable[[Node], int], *, gpus: int = 0) -> list[int]:

@@ -269,7 +269,8 @@ class _Supervisor(Watch):
 
     def _failed(self, error: Exception) -> Iterator[Fact]:
         """What was seen here; else, once no other node has said more, what vLLM states or what its standing still means."""
-        deadline = time.monotonic() + SETTLE
+        raised = bool(self.server and self.server.raised())
+        deadline = time.monotonic() + (SETTLE / 2 if raised else SETTLE)  # who knows of an exception speaks before whoever just saw the end
         while not (here := vllm_trouble.seen_here(self._seen())):
             try:
                 self.read()
@@ -294,14 +295,16 @@ class _Supervisor(Watch):
         server = self.server
         if server is None:
             return vllm_trouble.Seen(self.host, self.node, "model")
+        served = self.notes.get(0, {}).get("phase") == SERVING  # which only the first node's log tells
         return vllm_trouble.Seen(
             self.host,
             self.node,
-            server.phase,
+            SERVING if served else server.phase,
             list(server.lines),
             server.errors(),
             server.killed(),
             server.stopped(),
+            server.raised(),
             server.workers(),
             range(self.node * self._each, (self.node + 1) * self._each),
         )

@@ -43,6 +43,7 @@ BOUNDS: Mapping[str, float] = {
 
 _WAITING = (RAY, PLACEMENT, "rendezvous", "groups")  # only the log counts as progress: a process that waits for others may well spin
 _PACE, _BUSY, _READ = 2.0, 0.2, 1  # in so many seconds a start takes so many cores or reads so many MiB: daemons and waiting loops do less
+_TRACE = 1.0  # seconds after which the whole traceback of a worker is in the log
 _UP = "Application startup complete"
 _RAY_UP = "Ray runtime started"
 _DROPPED = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "TORCH_ELASTIC_", "NCCLCHECK_INJECT", "NCCLCHECK_PARENT")
@@ -151,6 +152,7 @@ class Server:
         self._measure: tuple[object, ...] = ()
         self._paced = (time.monotonic(), 0.0, 0)  # when CPU time and bytes read were last compared, and what they were
         self._busy = 0  # how often they had grown like those of a start that does something
+        self._raised_at = 0.0  # when a worker was first known to have raised
         self.began = self.progress = time.monotonic()  # when it last made any
         self.phases = {SPAWN: 0.0}  # phase -> seconds from the start to its beginning
         self._tree = vllm_process.Tree(words, environ, log)
@@ -208,13 +210,17 @@ class Server:
         """pids of processes of it in state T, seen twice."""
         return self._tree.stopped()
 
+    def raised(self) -> dict[int, str]:
+        """pid -> exception, of its workers that failed at an order and wait for the next one: the engine need not have heard of it."""
+        return raised(self.lines) if self._raised_at and time.monotonic() - self._raised_at > _TRACE else {}
+
     def errors(self) -> list[str]:
         """Its last lines that look like errors, or its very last ones."""
         said = [line.strip() for line in self.lines if " ERROR " in line or "Error" in line]
         return (said or [line.strip() for line in self.lines if line.strip()])[-12:]
 
     def check(self) -> None:
-        """Raise NotReady where it has ended, or a part of it was killed, crashed or is stopped."""
+        """Raise NotReady where it has ended, or a part of it was killed, crashed, is stopped or failed."""
         if stopped := self.stopped():
             raise NotReady(self.phase, f"is stopped (process {stopped[0]}, state T)", self.errors())
         if killed := self.killed():
@@ -222,6 +228,8 @@ class Server:
             raise NotReady(self.phase, f"lost process {pid} to signal {-signal}", self.errors())
         if (code := self.exit_code) is not None:
             raise NotReady(self.phase, f"ended with exit code {code}", self.errors())
+        for pid, error in self.raised().items():
+            raise NotReady(self.phase, f"has a worker (process {pid}) that raised", [*self.errors(), error])
 
     def ready(self, bound: float, watch: Callable[[Server], None] = lambda _: None) -> None:
         """Wait until it takes requests (node 0), at most `bound` seconds. Raises NotReady. `watch` is called after each look."""
@@ -255,6 +263,8 @@ class Server:
         self._rest = self._rest[-MOST_CHARACTERS:]
         new = [line[:MOST_CHARACTERS].decode("utf-8", "replace") for line in whole]
         self.lines.extend(new)
+        if not self._raised_at and any(vllm_process.RAISED.search(line) for line in new):
+            self._raised_at = time.monotonic()
         for line in new:  # one by one: phases that were logged between two looks have begun, too
             self._enter(phase_of(self.phase, [line]))
 
@@ -279,6 +289,17 @@ def killed_workers(lines: Iterable[str]) -> dict[int, int]:
     pids = workers(told)
     ended = {int(match["rank"]): int(match["code"]) for line in told if (match := vllm_process.DIED.search(line))}
     return {pids[rank]: code for rank, code in ended.items() if rank in pids}
+
+
+def raised(lines: Iterable[str]) -> dict[int, str]:
+    """pid -> the exception that it began with, of workers of which a log says that they raised one. Pure."""
+    found: dict[int, str] = {}
+    for line in lines:
+        if match := vllm_process.RAISED.search(line):
+            found.setdefault(int(match["pid"]), "")
+        elif (match := vllm_process.ERROR.search(line)) and found.get(int(match["pid"])) == "":
+            found[int(match["pid"])] = match["error"].strip()
+    return {pid: error or "an exception" for pid, error in found.items()}
 
 
 def workers(lines: Iterable[str]) -> dict[int, int]:

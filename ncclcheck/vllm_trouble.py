@@ -18,7 +18,9 @@ STILL = 0.6  # confidence in what a place where nothing moves means
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What one node saw of its server: phase, killed and stopped processes (pid -> minus the signal), its workers (rank -> pid), its log."""
+    """What one node saw of its server: phase, log, processes that were killed (pid -> minus the signal), are stopped, or raised an exception
+    and live on (pid -> its words), and its workers (rank -> pid).
+    """
 
     host: str
     node: int
@@ -27,6 +29,7 @@ class Seen:
     errors: Sequence[str] = ()
     killed: Mapping[int, int] = field(default_factory=dict)
     stopped: Sequence[int] = ()
+    raised: Mapping[int, str] = field(default_factory=dict)
     workers: Mapping[int, int] = field(default_factory=dict)
     ranks: Sequence[int] = ()  # of the launch on that node; Ray may number the nodes otherwise
 
@@ -48,8 +51,9 @@ def seen_here(seen: Seen) -> list[Fact]:
 
 def stated(seen: Seen) -> list[Fact]:
     """The causes that vLLM states beyond doubt in its log."""
+    blamed = next((_blamed(seen, pid) for pid in seen.raised), {"hosts": [seen.host]})
     return [
-        fail(found.cause, f"{found.title} (vllm serve on {seen.host}, phase {seen.phase})", hosts=[seen.host], remedy=found.remedy,
+        fail(found.cause, f"{found.title} (vllm serve on {seen.host}, phase {seen.phase})", **blamed, remedy=found.remedy,
              evidence=_quotes(found.evidence))
         for found in triage.stated_by(seen.lines, log_name(seen.node))
     ]  # fmt: skip
@@ -61,13 +65,16 @@ def log_name(node: int) -> str:
 
 
 def guessed(seen: Seen, why: str) -> Fact:
-    """The best that the log carries where nobody knows better; `why` is what ended the wait."""
+    """The best that the log carries where nobody knows better: what a worker raised at least; `why` is what ended the wait."""
     found = triage.findings(Run(facts=list(text.lines(seen.lines, log_name(seen.node)))))[0]
-    if found.confidence >= triage.LIKELY and found.cause not in triage.UNDECIDED | {"no-problem-found"}:
+    unsaid = triage.UNDECIDED | {"no-problem-found"} | ({"rank-died-exception"} if seen.raised else set())
+    if found.confidence >= triage.LIKELY and found.cause not in unsaid:
         title = f"vllm serve on {seen.host}, phase {seen.phase}: {found.title}"
         return fail(found.cause, title, confidence=found.confidence, remedy=found.remedy, evidence=_quotes(found.evidence) or list(seen.errors))
-    remedy = f"read {log_name(seen.node)} of {seen.host} in the run directory"
-    return fail("rank-died-exception", f"{why} ({seen.host})", confidence=0.7, hosts=[seen.host], evidence=list(seen.errors), remedy=remedy)
+    proof: dict[str, Any] = {"evidence": list(seen.errors), "remedy": f"read {log_name(seen.node)} of {seen.host} in the run directory"}
+    for pid, error in seen.raised.items():
+        return fail("rank-died-exception", f"{_who(seen, pid)} raised {error} in phase {seen.phase}", **_blamed(seen, pid), **proof)
+    return fail("rank-died-exception", f"{why} ({seen.host})", confidence=0.7, hosts=[seen.host], **proof)
 
 
 def still(notes: Notes, order: Sequence[str], seen: Seen, seconds: float) -> Fact:

@@ -150,11 +150,11 @@ def _head(rank: Rank, task: Task, server: Server, place: Place, environ: dict[st
 
 
 def _follow(rank: Rank, server: Server, meeting: Meeting) -> None:
-    """Another node: until node 0 has measured. Raises NotReady where this node's part ends before."""
+    """Another node: until node 0 has measured. Raises NotReady where this node's part ends, or fails, before."""
     with rank.local("serve", bound=TIMEOUT, opaque=True):
         while not meeting.said(OVER):
             server.poll()
-            if server.exit_code is not None and not meeting.heard_within(OVER, LAST_WORD):
+            if server.raised() or (server.exit_code is not None and not meeting.heard_within(OVER, LAST_WORD)):
                 server.check()
             time.sleep(LOOK)
 

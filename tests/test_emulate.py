@@ -157,9 +157,11 @@ def test_a_caller_with_threads_is_refused_before_anything_is_forked() -> None:
 
 @pytest.mark.parametrize(("visible", "owned"), [("", ["0,1", "2,3"]), ("7,GPU-ab,5,4,3", ["7,GPU-ab", "5,4"])])
 def test_each_node_owns_its_share_of_the_gpus_the_caller_may_use(start: Start, visible: str, owned: list[str]) -> None:
-    script = "run(2, 2, lambda node: say(rank=node.rank, own=[os.environ['CUDA_VISIBLE_DEVICES'], os.environ['NCCL_HOSTID']]) or 0, gpus=5)"
-    lines = said(start(ORDINARY, script, CUDA_VISIBLE_DEVICES=visible))
-    assert {line["rank"]: line["own"] for line in lines} == {0: [owned[0], "node0"], 1: [owned[1], "node1"]}
+    names = ("CUDA_VISIBLE_DEVICES", "NCCL_HOSTID", "VLLM_CACHE_ROOT")
+    script = f"run(2, 2, lambda node: say(rank=node.rank, own=[os.environ[name] for name in {names}]) or 0, gpus=5)"
+    lines = said(start(ORDINARY, script, CUDA_VISIBLE_DEVICES=visible, VLLM_CACHE_ROOT="", XDG_CACHE_HOME="/c"))
+    caches = [f"/c/vllm/emulated-node{number}" for number in (0, 1)]  # code that is compiled for one node's GPUs is not another's
+    assert {line["rank"]: line["own"] for line in lines} == {0: [owned[0], "node0", caches[0]], 1: [owned[1], "node1", caches[1]]}
 
 
 def test_nodes_reach_each_other_by_name(start: Start, account: list[str]) -> None:

@@ -172,6 +172,26 @@ def test_a_stopped_process_is_named_and_a_mere_consequence_is_not() -> None:
     assert vllm_trouble.stated(Seen("gpu-a", 0, "serving", lines=[reset])) == []
 
 
+RAISED = [
+    "(Worker_TP1 pid=91) ERROR 03-02 10:09:00 [multiproc_executor.py:1063] WorkerProc hit an exception.",
+    "(Worker_TP1 pid=91) ERROR 03-02 10:09:00 [multiproc_executor.py:1063] Traceback (most recent call last):",
+    "(Worker_TP0 pid=90) ERROR 03-02 10:09:00 [multiproc_executor.py:1063] ValueError: another worker's, which says of none that it raised it",
+    '(Worker_TP1 pid=91) ERROR 03-02 10:09:00 [multiproc_executor.py:1063]   File "worker.py", line 7, in f: raise KeyError(Error)',
+    "(Worker_TP1 pid=91) ERROR 03-02 10:09:00 [multiproc_executor.py:1063] torch.AcceleratorError: CUDA error: an illegal memory access",
+    "(Worker_TP1 pid=91) ERROR 03-02 10:09:00 [multiproc_executor.py:1063] ",
+    "(Worker_TP1 pid=91) ERROR 03-02 10:09:00 [multiproc_executor.py:1063] RuntimeError: what came of it",
+]
+
+
+def test_a_worker_that_raised_and_lives_is_named_with_the_exception_that_came_first() -> None:
+    assert vllm_server.raised(RAISED) == {91: "torch.AcceleratorError: CUDA error: an illegal memory access"}
+    assert vllm_server.raised(RAISED[1:]) == {} and vllm_server.raised(RAISED[:1]) == {91: "an exception"}
+    seen = Seen("gpu-b", 1, "compile", raised={91: "SomeError: no"}, workers={1: 91})
+    fact = vllm_trouble.guessed(seen, "whatever")
+    assert (fact.get("cause"), fact.get("ranks")) == ("rank-died-exception", [1])
+    assert fact.get("title") == "vLLM's worker of rank 1 (gpu-b, pid 91) raised SomeError: no in phase compile"
+
+
 def test_what_vllm_states_is_the_cause_with_its_phase() -> None:
     line = "ValueError: Total number of attention heads (12) must be divisible by tensor parallel size (8)."
     (fact,) = vllm_trouble.stated(Seen("gpu-a", 0, "spawn", lines=[line]))
@@ -457,11 +477,11 @@ def emulated(here: Path) -> Iterator[Callable[..., Job]]:
         pytest.skip("only root may look into emulated nodes")
     jobs = []
 
-    def start(probe: str, *words: str) -> Job:
+    def start(probe: str, *words: str, **environ: str) -> Job:
         if probe == "vllm_ray" and find_spec("ray") is None:
             pytest.skip("Ray is not installed")
         whole = ("probe", probe, *words, "--emulate", "2x1", "--format", "json", "--deadline", "400s")
-        jobs.append(Job(here, *whole, env={"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}))
+        jobs.append(Job(here, *whole, env={"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **environ}))
         return jobs[-1]
 
     yield start
@@ -539,6 +559,36 @@ def worker(job: Job, rank: int) -> int:
             if numbers and int(numbers[1]) == inside and os.readlink(f"/proc/{child.pid}/ns/pid") == node:
                 return child.pid
     raise AssertionError(f"no process {inside} on node {rank}")
+
+
+PLUGIN = """
+import socket
+
+def fail(self, *args, **options):
+    raise ArithmeticError("the weights are no numbers")
+
+def plugin():
+    if socket.gethostname() == "node1":
+        from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+        CPUModelRunner.execute_model = fail
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(420)
+def test_a_worker_that_fails_where_the_engine_does_not_hear_of_it_is_blamed_by_its_rank(emulated: Callable[..., Job], here: Path) -> None:
+    (here / "site" / "failing-1.dist-info").mkdir(parents=True)  # a plugin of vLLM's, by which one node's worker fails at its first token
+    (here / "site" / "failing.py").write_text(PLUGIN)
+    (here / "site" / "failing-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: failing\nVersion: 1\n")
+    (here / "site" / "failing-1.dist-info" / "entry_points.txt").write_text("[vllm.general_plugins]\nfailing = failing:plugin\n")
+    job = emulated("vllm_serve", PYTHONPATH=os.pathsep.join((str(here / "site"), str(ROOT))))
+    assert job.wait(400) == 1, job.out
+    best = job.report["findings"][0]
+    assert (best["cause"], best["culprit"]["ranks"], best["culprit"]["hosts"]) == ("rank-died-exception", [1], ["node1"]), job.out
+    said = r"vLLM's worker of rank 1 \(node1, pid \d+\) raised ArithmeticError: the weights are no numbers in phase serving"
+    assert re.search(said, best["title"]), best
+    (result,) = job.report["probes"]
+    assert result["seconds"] < vllm_server.TIMEOUT and job.left() == []  # before any clock of vLLM's own
 
 
 class Ranks:

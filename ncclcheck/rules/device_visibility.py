@@ -36,6 +36,10 @@ Blames
     log out.log: ValueError: No slot '5' specified on host 'node-a'
     => node-a
 
+Blames
+    log out.log: (Worker_TP1 pid=4) Compiling model again due to a load failure from /c/torch_compile_cache/x, reason: CUDA: invalid device ordinal
+    => 1
+
 Spares
     rank 0 @ a: init
     rank 1 @ a: init | error ValueError: no such file
@@ -61,6 +65,12 @@ REMEDY = (
 )
 
 READS = (
+    Statement(
+        r"load failure from (?P<cache>/[\w./-]{0,300}torch_compile_cache)/\S+, reason: .{0,40}invalid device ordinal",
+        "{who} takes compiled code out of {cache} that was made for a GPU which it does not have: another layout, or another node, wrote it",
+        "rm -r {cache}   # and where nodes share a home, export VLLM_CACHE_ROOT=/tmp/vllm-$(hostname) on each, so that none takes another's",
+        0.97,
+    ),
     Clue("visible-gpus", r"CUDA_VISIBLE_DEVICES=(?P<visible>[\w,-]+).*--nproc[-_]per[-_]node[= ](?P<nproc>\d+)"),
     Statement(
         r"(?<!p2p\.cc:\d\d\d NCCL WARN )(?:CUDA|HIP|Cuda|cuda)\b.{0,60}invalid device ordinal",
