@@ -228,6 +228,7 @@ def test_the_collectives_of_a_token_are_counted_by_the_models_layers_and_timed_b
         ({"tpot": 0.01}, Sent(0.42), "network"),
         ({"ttft": 0.5, "tpot": 0.01}, Sent(0.1), "prompts"),
         ({"ttft": 0.01, "tpot": 0.01}, Sent(0.1), "computing"),
+        ({"ttft": 0.01, "tpot": 0.01}, Sent(), "unknown"),  # of several ranks of which nothing more is known
     ],
 )
 def test_what_bounds_a_cell_is_first_what_makes_requests_wait_then_what_makes_tokens_slow(changed: dict[str, Any], sent: Sent, word: str) -> None:

@@ -14,7 +14,7 @@ QUEUED = 0.5  # of a request's time that is spent before its first token
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """`word`: cache, seats, network (between nodes), links (within one), prompts or computing."""
+    """`word`: cache, seats, network (between nodes), links (within one), prompts, computing or unknown."""
 
     word: str
     text: str
@@ -35,6 +35,8 @@ def of(cell: Cell, result: Result, sent: Sent) -> Bound:
     if result.ttft.p50 > QUEUED * result.e2e.p50:
         text = f"{result.ttft.p50 / result.e2e.p50:.0%} of a request's time is over when its answer begins: prompts are computed, or wait for it"
         return Bound("prompts", text)
+    if sent.best is None:
+        return Bound("unknown", "how much of a token's time its ranks spend on sending is not known: bench TP=1 beside it, under the same load")
     return Bound("computing", "most of the time is computing: the model's weights are read, multiplied, and scheduled for")
 
 
