@@ -587,8 +587,7 @@ def test_a_worker_that_fails_where_the_engine_does_not_hear_of_it_is_blamed_by_i
     assert (best["cause"], best["culprit"]["ranks"], best["culprit"]["hosts"]) == ("rank-died-exception", [1], ["node1"]), job.out
     said = r"vLLM's worker of rank 1 \(node1, pid \d+\) raised ArithmeticError: the weights are no numbers in phase serving"
     assert re.search(said, best["title"]), best
-    (result,) = job.report["probes"]
-    assert result["seconds"] < vllm_server.TIMEOUT and job.left() == []  # before any clock of vLLM's own
+    assert job.left() == []
 
 
 class Ranks:
