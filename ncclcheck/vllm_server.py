@@ -229,7 +229,7 @@ class Server:
         if (code := self.exit_code) is not None:
             raise NotReady(self.phase, f"ended with exit code {code}", self.errors())
         for pid, error in self.raised().items():
-            raise NotReady(self.phase, f"has a worker (process {pid}) that raised", [*self.errors(), error])
+            raise NotReady(self.phase, f"failed in a worker (process {pid})", [*self.errors(), error])
 
     def ready(self, bound: float, watch: Callable[[Server], None] = lambda _: None) -> None:
         """Wait until it takes requests (node 0), at most `bound` seconds. Raises NotReady. `watch` is called after each look."""

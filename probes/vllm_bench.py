@@ -32,6 +32,7 @@ from ncclcheck.bench.cells import Server as Asked
 from ncclcheck.bench.client import Client, measured
 from ncclcheck.bench.reading import Unreadable
 from ncclcheck.bench.store import Store
+from ncclcheck.collect import host
 from ncclcheck.meeting import Meeting
 from ncclcheck.model import Fact
 from ncclcheck.probe import Rank
@@ -165,7 +166,7 @@ def _failures(error: NotReady) -> list[Fact]:
         Fact("fail", fields={"cause": finding.cause, "title": finding.title, "remedy": finding.remedy})
         for finding in triage.stated_by(error.lines, "vLLM")
     ]
-    return found or [Fact("fail", fields={"cause": "probe-crashed", "title": str(error)[:500]})]
+    return found or [Fact("fail", fields={"cause": "probe-crashed", "title": f"{error!s:.500} ({host.name()})"})]
 
 
 if __name__ == "__main__":

@@ -427,6 +427,16 @@ def test_phases_that_passed_between_two_looks_have_their_beginnings_too(tmp_path
     assert list(server.phases) == ["spawn", "configuration", "rendezvous", "groups", "weights", "kv-cache", "api", "serving"]
 
 
+def test_semaphores_of_a_server_that_is_killed_go_with_it(tmp_path: Path) -> None:
+    script = "import multiprocessing, time; lock = multiprocessing.get_context('spawn').Lock(); print(lock._semlock.name); time.sleep(600)"
+    with started(tmp_path, script) as server:
+        until(lambda: server.poll() and server.lines, SOON, "its semaphore")
+        semaphore = f"/dev/shm/sem.{server.lines[0].strip().lstrip('/')}"
+        assert os.path.exists(semaphore) and semaphore not in processes.orphaned_shared_memory()  # somebody has it
+        end = server.end(0.0)  # and Python's own helper, which would remove it, is killed as well
+    assert not os.path.exists(semaphore) and end.left == []
+
+
 def test_a_server_that_takes_too_long_is_told_from_one_that_ended(tmp_path: Path) -> None:
     with started(tmp_path, f"import time; print({HEAD[2]!r}); time.sleep(600)") as server, pytest.raises(vllm_server.NotReady) as raised:
         until(lambda: server.poll() and server.phase == "rendezvous", SOON, "its first line")

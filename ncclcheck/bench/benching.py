@@ -24,7 +24,7 @@ from ncclcheck.bench.store import Store, write
 from ncclcheck.collect import host
 from ncclcheck.drilling import is_first
 from ncclcheck.live import Live
-from ncclcheck.model import EXIT_CODES, Fact, Outcome, Report
+from ncclcheck.model import EXIT_CODES, Fact, Outcome, Report, Status
 from ncclcheck.printing import Usage, writable
 from ncclcheck.report import json
 from ncclcheck.units import seconds_text
@@ -211,18 +211,16 @@ class _Bench:
 
     def _judge(self, launch: Launch, pending: Sequence[Cell], report: Report | None, why: str) -> None:
         """Keep what the run measured of the links, and why cells are missing."""
+        failed: dict[str, str] = {}
         if report:
             probes = {probe.name: probe for probe in report.probes}
             if (probe := probes.get("bandwidth")) and probe.samples:
                 write(self._store.ways(launch.server.layout), msgspec.json.encode(report))
-            failed = (
-                {str(fact.get("load")): str(fact.get("why")) for fact in probes[PROBE].facts if fact.kind == "cell-failed"} if PROBE in probes else {}
-            )
+            if (bench := probes.get(PROBE)) and bench.status is Status.PASS:  # else what came of a load is a consequence
+                failed = {str(fact.get("load")): str(fact.get("why")) for fact in bench.facts if fact.kind == "cell-failed"}
             why = report.findings[0].title if report.findings else report.summary
             if not self._nodes.first:
                 self._copy(pending, probes[PROBE].facts if PROBE in probes else [])
-        else:
-            failed = {}
         self._look(pending)
         for cell in self._pending(launch):
             self._why[cell] = failed.get(str(cell.load), why)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 _SHARED_NAMES = ("nccl-", "ncclcheck-", "psm_", "torch_", "sem.mp-", "shm_", "[")  # as NCCL, Python, torch and vLLM name them
+_MAPPED = re.compile(r"^(?:\S+ ){4}(\d+) +(/dev/shm/.+)$", re.MULTILINE)  # proc_pid_maps(5): address, permissions, offset, device, inode, path
+_DELETED = " (deleted)"
 _TICKS = os.sysconf("SC_CLK_TCK")
 STATES = {"R": "running", "S": "sleeping", "D": "in uninterruptible I/O", "T": "stopped", "t": "stopped by a debugger", "Z": "dead", "X": "dead"}
 
@@ -137,12 +140,17 @@ def descendants(pid: int) -> Iterator[Process]:
 
 
 def shared_memory(pid: int) -> set[str]:
-    """The files of /dev/shm that a process has mapped."""
+    """The files of /dev/shm that a process has mapped.
+
+    A semaphore is mapped under a name that is gone at once (glibc makes it, links it to its own name, and removes the first): its inode tells.
+    """
     with contextlib.suppress(OSError):
-        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
-        return {
-            path for line in lines if (path := line.partition("/dev/shm/")[2]) and not path.endswith(" (deleted)") and (path := f"/dev/shm/{path}")
-        }
+        mapped = _MAPPED.findall(Path(f"/proc/{pid}/maps").read_text())
+        named = {path for _, path in mapped if not path.endswith(_DELETED)}
+        if inodes := {int(inode) for inode, path in mapped if path.endswith(_DELETED)}:
+            with os.scandir("/dev/shm") as entries:
+                named |= {entry.path for entry in entries if entry.inode() in inodes}
+        return named
     return set()
 
 
