@@ -75,7 +75,9 @@ def _best(readings: Sequence[Pace]) -> float:
 
 
 def _slow(spans: Mapping[int, Pace]) -> dict[int, dict[str, float]]:
-    """The ranks that are slow in a stretch of time, each with its figures."""
+    """The ranks that are slow in a stretch of time, each with its figures; none where a rank has but one reading in it."""
+    if any(span.now <= 0 for span in spans.values()):
+        return {}
     worked = {rank: max(0.0, span.worked - span.starved) for rank, span in spans.items()}  # a rank that got no CPU is not slow itself
     found = {}
     for rank, span in spans.items():

@@ -28,7 +28,7 @@ def test_a_fault_is_named_and_blamed_on_its_victim_and_a_healthy_job_runs_after_
 
 
 def test_a_call_that_differs_and_completes_is_found_in_a_job_that_soon_ends(tmp_path: Path) -> None:
-    words = ("--budget", "300ms", "--inject", "wrong_dtype@rank=3,after=36")  # in the sum of zeros by which the ranks agree to go on
+    words = ("--budget", "1s", "--inject", "wrong_dtype@rank=3,after=36")  # in the sum of zeros by which the ranks agree to go on
     job = Job(tmp_path, "probe", "training", "--emulate", "2x2", *words, "--format", "json")
     assert job.wait(200) == 1, job.err
     (finding,) = job.report["findings"]

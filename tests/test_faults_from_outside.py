@@ -32,8 +32,9 @@ def test_a_rank_hit_in_the_middle_of_a_probe_is_named_in_seconds_and_nothing_is_
     job: Job, number: signal.Signals, request: pytest.FixtureRequest
 ) -> None:
     probe = request.node.callspec.params["job"]
+    pid = until(lambda: job.ranks().get(1), SOON, "rank 1")
     until(lambda: job.announced(1, MIDDLES[probe]), 120, f"{probe} at work")
-    os.kill(job.ranks()[1], number)
+    os.kill(pid, number)
     assert job.wait(WITHIN) == 1
     (finding,) = job.report["findings"]
     assert finding["cause"] == CAUSES[number]

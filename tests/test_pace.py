@@ -108,6 +108,12 @@ def test_a_rank_that_was_never_read_twice_says_nothing() -> None:
     assert found({0: read[0]}) == []
 
 
+def test_two_readings_do_not_say_that_a_rank_stays_slow() -> None:
+    whole = readings(4, work=lambda rank, at: 5 * CALL if rank == 2 else CALL)
+    assert found(whole) == [("slow", 2)]
+    assert found({rank: [all_[0], all_[-1]] for rank, all_ in whole.items()}) == []
+
+
 def test_work_that_all_ranks_do_longer_makes_none_of_them_slow() -> None:
     assert found(readings(4, lambda rank, at: 5 * CALL if at > 4 else CALL)) == []
 

