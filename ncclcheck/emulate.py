@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ncclcheck import namespaces, pid1
+from ncclcheck.collect import room
 
 MOST_NODES = 64
 MOST_RANKS = 64  # per node
@@ -66,8 +67,7 @@ def environment(node: Node) -> dict[str, str]:
 
 def _cache(host: str) -> str:
     """A node's own folder in vLLM's cache: the code that is compiled for one node's GPUs is not for another's, and vLLM does not tell them apart."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return os.path.join(os.environ.get("VLLM_CACHE_ROOT") or os.path.join(base, "vllm"), f"emulated-{host}")
+    return os.path.join(room.folders(os.environ)["VLLM_CACHE_ROOT"], f"emulated-{host}")
 
 
 def run(nodes: int, ranks_per_node: int, body: Callable[[Node], int], *, gpus: int = 0) -> list[int]:

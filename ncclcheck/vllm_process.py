@@ -17,10 +17,11 @@ from pathlib import Path
 from ncclcheck.collect import processes
 from ncclcheck.ports import listens
 
-WORKER = re.compile(r"\(\w+[\w-]* pid=(?P<pid>\d{1,10})\).{0,80}\bworld_size=\d+ rank=(?P<rank>\d{1,6}) local_rank=")
+_SAID_BY = r"\(\w+[\w-]* pid=(?P<pid>\d{1,10})\)"  # how a line of one of vLLM's processes begins
+WORKER = re.compile(_SAID_BY + r".{0,80}\bworld_size=\d+ rank=(?P<rank>\d{1,6}) local_rank=")
 DIED = re.compile(r"Worker proc VllmWorker-(?P<rank>\d{1,6}) died unexpectedly \(exit code: (?P<code>-\d+)\)")
-RAISED = re.compile(r"\(\w+[\w-]* pid=(?P<pid>\d{1,10})\) ERROR .{0,80}\] WorkerProc hit an exception")  # and it waits for the next order
-ERROR = re.compile(r"\(\w+[\w-]* pid=(?P<pid>\d{1,10})\) ERROR .{0,80}?\] (?P<error>[A-Za-z_][\w.]{0,200}(?:Error|Exception)\b.{0,500})")
+RAISED = re.compile(_SAID_BY + r" ERROR .{0,80}\] WorkerProc hit an exception")  # and it waits for the next order
+ERROR = re.compile(_SAID_BY + r" ERROR .{0,80}?\] (?P<error>[A-Za-z_][\w.]{0,200}(?:Error|Exception)\b.{0,500})")
 LOOK = 0.25  # seconds between looks
 GRACE = 20.0  # seconds for an orderly end: a headless node's executor takes up to 10
 TOLD_BOUND = 1.0  # seconds in which the keeper has said how its command ended

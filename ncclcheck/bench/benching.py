@@ -216,11 +216,12 @@ class _Bench:
             probes = {probe.name: probe for probe in report.probes}
             if (probe := probes.get("bandwidth")) and probe.samples:
                 write(self._store.ways(launch.server.layout), msgspec.json.encode(report))
-            if (bench := probes.get(PROBE)) and bench.status is Status.PASS:  # else what came of a load is a consequence
+            bench = probes.get(PROBE)
+            if bench and bench.status is Status.PASS:  # else what came of a load is a consequence
                 failed = {str(fact.get("load")): str(fact.get("why")) for fact in bench.facts if fact.kind == "cell-failed"}
             why = report.findings[0].title if report.findings else report.summary
             if not self._nodes.first:
-                self._copy(pending, probes[PROBE].facts if PROBE in probes else [])
+                self._copy(pending, bench.facts if bench else [])
         self._look(pending)
         for cell in self._pending(launch):
             self._why[cell] = failed.get(str(cell.load), why)

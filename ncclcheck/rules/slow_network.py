@@ -160,7 +160,8 @@ def _thin(facts: Sequence[Fact]) -> Slow | None:
             now, before = _number(fact, name), _number(fact, f"{name}_before") or usual
             if now and before:
                 found.setdefault(way, []).append((now, before))
-                waiting |= {way} if now * ROUND_TRIPS * _number(fact, "rtt_ms") / 1e3 > LARGEST else set()
+                if now * ROUND_TRIPS * _number(fact, "rtt_ms") / 1e3 > LARGEST:
+                    waiting.add(way)
     ways = [way for way, rates in found.items() if all(now < SLOW and now * SLOWER < before for now, before in rates)]
     shown = [fact for fact in facts if paths.way(fact) in ways or paths.way(fact)[::-1] in ways]
     now, before = min((rate for way in ways for rate in found[way]), default=(0.0, 0.0))
