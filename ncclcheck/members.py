@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+import msgspec
+
 from ncclcheck import arrivals, paths, wire
 from ncclcheck.arrivals import MOST_BYTES_OF_A_RANK, Sender
 from ncclcheck.bounded import Awake
@@ -297,7 +299,7 @@ class Members:
             case wire.Examined(part=part, count=count, data=data, error=error) if self.bundles:
                 self.bundles.add(number, part, count, data, error)
             case wire.Tried():
-                self._tried[number] = message
+                self._tried[number] = msgspec.structs.replace(message, facts=arrivals.facts(message.facts, sender))
 
     def _count(self, peer: bytes, launch: str, nbytes: int, ranks: int) -> None:
         """Raises Invalid where a node reports more of one launch than its ranks can have to say."""
