@@ -129,6 +129,18 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
             "A node is missing from the roll call, and somebody knocked whose key does not fit.",
             "Start every node with the same `--token`, or the same NCCLCHECK_TOKEN. Where no node gives one, all use the same public default.",
         ),
+        "order-refused": (
+            "A node would not do what node 0 ordered, as the user of that node had not asked for it. A node runs the probes and plants the "
+            "faults that were named on its own command line, and no others.",
+            "The nodes were started with different commands: other probes, `--inject`, `--model` or `--allow-network-faults` on one of them.",
+            "Type the same `ncclcheck` command on every node; only `--node-rank` differs.",
+        ),
+        "invalid-message": (
+            "An agent sent what no ncclcheck of this version sends: numbers out of range, words that are none, more than fits. It was heard "
+            "no more. It is another version, it is damaged, or somebody holds the token who should not.",
+            "The verdict names the sender and the part of its message.",
+            "`ncclcheck --version` must be the same on every node. If it is, make a new token for the next run.",
+        ),
         "agent-lost": (
             "The agent, the part of `ncclcheck probe` that watches a node, disappeared or cannot be reached any more. What the ranks of that "
             "node did since is not known, so the verdict is unknown.",

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from ncclcheck import __version__, outcome, triage, wire
 from ncclcheck.agent import Agent, NodeLost, Paused
@@ -18,8 +19,10 @@ from ncclcheck.cluster import Cluster
 from ncclcheck.collect import host, master
 from ncclcheck.coordinator import Coordinator
 from ncclcheck.doors import Doors
+from ncclcheck.message_limits import Invalid
 from ncclcheck.model import Fact, Report, Run
 from ncclcheck.options import Options
+from ncclcheck.permissions import Permissions, Refused
 from ncclcheck.rollcall import task_fields
 
 DEFAULT_TOKEN = "ncclcheck"  # public: without --token, whoever reaches the port can take part
@@ -66,6 +69,7 @@ class _Node:
         self._cluster, self._options, self._token, self._folder = cluster, options, token, folder
         self._say, self._show = say, show
         self._name = host.name()
+        self._permissions = Permissions(options)
         self._doors = Doors()
         self._addresses = host.addresses()
         self._started = time.monotonic()
@@ -156,7 +160,7 @@ class _Node:
     async def _member(self, client: wire.Client, address: str, first: bool) -> Report:
         """This node's agent, from hello to the verdict."""
         await self._doors.open(master.address_towards(address))
-        agent = Agent(client, self._hello(first), self._folder, self._show, self._options.examine_pid, self._doors)
+        agent = Agent(client, self._hello(first), self._folder, self._show, self._permissions, address, self._doors)
         work = asyncio.create_task(agent.run())
         try:
             while not work.done() and not agent.met:
@@ -175,6 +179,9 @@ class _Node:
             agent.leave(reason := f"it was itself stopped for {paused.args[0]:.0f} s")
             fields = {"node_rank": self._cluster.node_rank, "reason": reason}
             return self._alone([Fact("agent-lost", self._name, fields=fields)], agent.run_id)
+        except (Refused, Invalid) as error:
+            agent.leave(f"{'it refused an order' if isinstance(error, Refused) else 'node 0 sent what is no order'}: {error}")
+            return self._alone([_refused(self._name, error, self._cluster.master)], agent.run_id)
         except asyncio.CancelledError:
             agent.leave("interrupted")
             raise
@@ -207,12 +214,13 @@ class _Node:
             os.getpid(),
             cluster.source,
             self._addresses,
-            host.gpus(),
+            cast("list[wire.Gpu]", host.gpus()),
             host.versions(),
             host.nvidia_present(),
-            task_fields(cluster),
+            cast("wire.Task | None", task_fields(cluster)),
             (self._doors.first.address, self._doors.first.port),
             self._doors.found,
+            self._permissions.told,
         )
 
     def _alone(self, facts: list[Fact], run_id: str = "") -> Report:
@@ -230,6 +238,13 @@ class _Node:
             world_size=cluster.nnodes * cluster.nproc_per_node,
             seconds=time.monotonic() - self._started,
         )
+
+
+def _refused(host: str, error: Refused | Invalid, master: str) -> Fact:
+    """What ended this node's part: an order that its user did not permit, or a message that no node 0 of this version sends."""
+    if isinstance(error, Refused):
+        return Fact("order-refused", host, fields={"reason": str(error)})
+    return Fact("invalid-message", master, fields={"node_rank": 0, "reason": str(error)})
 
 
 def _endpoint(address: str, port: int) -> str:

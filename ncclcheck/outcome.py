@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from ncclcheck import __version__, registry, triage, wire
+from ncclcheck import __version__, documents, registry, triage, wire
 from ncclcheck.members import folder
 from ncclcheck.model import Finding, ProbeResult, RankId, Report, Status
 from ncclcheck.options import Options
@@ -20,7 +20,7 @@ from ncclcheck.rollcall import node_entries
 from ncclcheck.watch import Clock, View
 
 _ROOM = wire.MAX_MESSAGE - 1024  # bytes
-UNPACKED = 256 * 2**20  # bytes
+UNPACKED = 16 * 2**20  # bytes
 
 
 def groups(names: Sequence[str]) -> list[list[registry.Plugin]]:
@@ -125,21 +125,24 @@ def of_examination(examined: Report, hellos: Mapping[int, wire.Hello], run_id: s
 
 def pack(report: Report) -> bytes:
     """The report as it travels: compressed JSON, without the single iterations where it would be too large even so."""
-    data = zlib.compress(msgspec.json.encode(report))
-    if len(data) > _ROOM:
+    text = msgspec.json.encode(report)
+    data = zlib.compress(text)
+    if not _fits(text, data):
         for probe in report.probes:
             probe.samples = [{**sample, "seconds": []} for sample in probe.samples]
-        data = zlib.compress(msgspec.json.encode(report))
-    if len(data) > _ROOM:
+        text = msgspec.json.encode(report)
+        data = zlib.compress(text)
+    if not _fits(text, data):
         slim = [replace(probe, samples=[s for s in probe.samples if s["rank"] == 0], facts=[]) for probe in report.probes]
         data = zlib.compress(msgspec.json.encode(replace(report, probes=slim)))
     return data
 
 
+def _fits(text: bytes, data: bytes) -> bool:
+    return len(data) <= _ROOM and len(text) <= UNPACKED and documents.count_values(text) <= documents.MOST_VALUES
+
+
 def unpack(data: bytes) -> Report:
-    """The report that arrived. Raises ValueError for one that is not, or that would not fit into UNPACKED bytes."""
-    try:
-        text = zlib.decompressobj().decompress(data, UNPACKED)
-    except zlib.error as error:
-        raise ValueError(f"not a report: {error}") from None
-    return msgspec.json.decode(text, type=Report)
+    """The report that arrived. Raises Invalid for what is none, or is too large."""
+    report: Report = documents.unpack(data, Report, UNPACKED)
+    return report

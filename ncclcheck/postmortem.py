@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from ncclcheck.evidence import heap
 from ncclcheck.evidence._archives import printable_name
 from ncclcheck.live import Live
 from ncclcheck.model import EXIT_CODES, Outcome, Report
-from ncclcheck.options import Options
+from ncclcheck.options import Options, run_id
 from ncclcheck.printing import Usage
 
 ABOUT_NODES = ("nnodes", "node_rank", "master", "hosts")  # options by which nodes find each other
@@ -87,7 +85,7 @@ def _live(paths: Sequence[str], given: Mapping[str, Any]) -> int:
     from ncclcheck.collect import bundle
 
     live = Live(sys.stderr, enabled=True)
-    into = folder / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+    into = folder / run_id()
     into.mkdir(mode=0o700)
     try:
         bundle.gather(into, given["pid"], live.show)

@@ -104,6 +104,7 @@ def _options(names: Sequence[str], given: Mapping[str, Any]) -> Options:
         deadline=given["deadline"],
         force=given["force"],
         inject=given["inject"],
+        allow_network_faults=given["allow_network_faults"],
         probe_options={**model, **limits},
         link=_link(given),
     )

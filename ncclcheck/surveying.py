@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ncclcheck import asking, registry, triage, ways, wire
+from ncclcheck import arrivals, asking, registry, triage, ways, wire
 from ncclcheck.bounded import bounded
 from ncclcheck.cluster import Cluster
 from ncclcheck.members import AgentLost, Members
 from ncclcheck.model import Fact, Finding, ProbeResult, Run, Status
 from ncclcheck.options import Options
-from ncclcheck.survey import Job, Node, NodeProbe, Question, Section, Survey, note
+from ncclcheck.survey import Job, Node, NodeProbe, Section, Survey, note
 
 ANSWER_BOUND = asking.BOUND + 5.0  # seconds in which a node must have answered
 JUDGE_BOUND = 20.0  # seconds for what is judged of all nodes by one probe
@@ -30,17 +30,14 @@ def split(names: Sequence[str]) -> tuple[list[registry.Plugin], list[str]]:
 class Surveyor:
     """Asks and judges, once."""
 
-    def __init__(
-        self, members: Members, cluster: Cluster, options: Options, environment: Mapping[str, str], show: Callable[[str], None] = lambda _: None
-    ) -> None:
-        """`environment` is what a launch would add to each rank's; `show` shows what is done."""
+    def __init__(self, members: Members, cluster: Cluster, options: Options, show: Callable[[str], None] = lambda _: None) -> None:
+        """`show` shows what is done."""
         self._members = members
         self._options = options
         self._show = show
         self._nodes = _one_for_each(members.hellos())
         tasks = [hello.task for hello in self._nodes.values() if hello.task]
         each = tasks[0]["local_world_size"] if tasks else cluster.nproc_per_node
-        self._environment = {name: value for name, value in environment.items() if not name.startswith("NCCLCHECK_")}
         asked = options.probe_options
         self._job = Job(
             len(self._nodes), each, cluster.master, asked.get("model"), emulated=bool(options.emulated),
@@ -72,7 +69,8 @@ class Surveyor:
 
     async def _ask(self, sections: list[str]) -> list[Node]:
         """What every node says of itself."""
-        orders = {number: wire.Survey(self._question(number), sections) for number in self._nodes}
+        records = any(hello.gpus for hello in self._nodes.values())
+        orders = {number: wire.Survey(sections, self._peers(number), records) for number in self._nodes}
         at_once = EMULATED_AT_ONCE if self._options.emulated else len(orders)
         answers = await self._members.survey(orders, ANSWER_BOUND, at_once)
         return [
@@ -80,9 +78,8 @@ class Surveyor:
             for number, hello in self._nodes.items()
         ]
 
-    def _question(self, number: int) -> Question:
-        peers = [hello.echo[0] for other, hello in self._nodes.items() if other != number and hello.echo[0]]
-        return Question(self._environment, self._job.nproc_per_node, self._job.master, self._nodes[number].echo[0], peers, self._job.model)
+    def _peers(self, number: int) -> list[str]:
+        return [hello.echo[0] for other, hello in self._nodes.items() if other != number and hello.echo[0]]
 
 
 async def judge(name: str, probe: NodeProbe, seen: Survey, *, forced: bool = False) -> tuple[ProbeResult, list[Finding]]:
@@ -155,7 +152,7 @@ def _sections(names: Sequence[str], answer: wire.Surveyed | None) -> dict[str, S
     why = f"no answer in {ANSWER_BOUND:g} s" if answer is None else answer.error
     if answer is not None and not why:
         try:
-            return asking.unpack(answer.inventory)
+            return arrivals.sections(names, asking.unpack(answer.inventory))
         except ValueError as error:
             why = str(error)
     return {name: {"error": why} for name in names}

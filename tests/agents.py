@@ -24,6 +24,8 @@ from ncclcheck.collect import host, master
 from ncclcheck.doors import Doors
 from ncclcheck.members import Members
 from ncclcheck.model import Fact
+from ncclcheck.options import Options
+from ncclcheck.permissions import Permissions
 from ncclcheck.rollcall import Roll
 
 TOKEN = "test"
@@ -43,7 +45,7 @@ async def live(node: int, nnodes: int, address: str, port: int, folder: Path) ->
         (doors.first.address, doors.first.port), doors.found,
     )  # fmt: skip
     client = wire.Client(wire.LOCAL if server else f"tcp://{address}:{port}", TOKEN)
-    agent = asyncio.create_task(Agent(client, hello, folder, lambda _: None, None, doors).run())
+    agent = asyncio.create_task(Agent(client, hello, folder, lambda _: None, Permissions(Options([])), address, doors).run())
     try:
         async with asyncio.timeout(BOUND):
             if server:

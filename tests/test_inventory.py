@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from running import SOON, until
 
-from ncclcheck import asking
+from ncclcheck import asking, documents
 from ncclcheck.collect import inventory, model, versions
 from ncclcheck.collect.inventory import Asked
 from ncclcheck.survey import Question
@@ -128,10 +128,10 @@ def test_a_secret_in_an_inventory_leaves_the_node_masked(importable: str, tmp_pa
 
 def test_an_inventory_travels_whole_and_what_is_none_is_refused() -> None:
     sections = {"well": {"text": "x" * 10_000_000}}
-    packed = asking.pack(sections)
+    packed = documents.pack(sections)
     assert len(packed) < 2**20 and asking.unpack(packed) == sections
     for data in (b"", b"nonsense", packed[:-10]):
-        with pytest.raises(ValueError, match="not an inventory"):
+        with pytest.raises(ValueError, match="a document"):
             asking.unpack(data)
 
 

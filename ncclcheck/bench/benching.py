@@ -189,7 +189,8 @@ class _Bench:
             "allow_degraded": True,
             "allow_network_faults": False,
         }
-        return child.Asked([*(["bandwidth"] if timed else []), PROBE], msgspec.to_builtins(options), given, layout.link)
+        servers = [msgspec.to_builtins(other.server) for other in self.plan.launches]
+        return child.Asked([*(["bandwidth"] if timed else []), PROBE], msgspec.to_builtins(options), given, layout.link, servers)
 
     def _look(self, pending: Sequence[Cell]) -> None:
         """A line for every cell that has been measured meanwhile."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -29,8 +30,9 @@ _DISTRIBUTIONS = {
 
 
 def name() -> str:
-    """This node's host name, as text that can travel whatever bytes it is made of."""
-    return socket.gethostname().encode("utf-8", "replace").decode()
+    """This node's host name, as a word that can be printed and be part of a file's name, whatever bytes it is made of."""
+    text = socket.gethostname().encode("utf-8", "replace").decode()
+    return re.sub(r"[^\w.-]", "_", text) or "_"
 
 
 def boot_id() -> str:
