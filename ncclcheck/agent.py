@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from ncclcheck import asking, examination, fault, paths, wire
+from ncclcheck import asking, examination, fault, paths, safe_files, wire
 from ncclcheck.bounded import Awake, bounded
 from ncclcheck.collect import bundle
 from ncclcheck.doors import Doors
@@ -157,8 +157,7 @@ class Agent:
             case wire.Welcome(run_id=run_id, node_rank=node_rank, peers=peers, node0=node0):
                 self._around.learn(node_rank, peers, node0)
                 self._run_id, self._node_rank = run_id, node_rank
-                self._node_folder = self._folder / run_id / f"node{node_rank}-{self._hello.host}"
-                self._node_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._node_folder = safe_files.folder(self._folder, run_id, f"node{node_rank}-{self._hello.host}")
             case wire.Survey():
                 self._spawn(self._survey(message))
             case wire.Launch():
@@ -182,7 +181,8 @@ class Agent:
             found = await asking.inventory(order.question, order.sections, {"NCCLCHECK_RUN": self._run_id})
             self._client.send(wire.Surveyed(asking.pack(found)))
             with contextlib.suppress(OSError):  # a copy for people: a full disk is no reason to give no answer
-                await bounded((self._node_folder / "inventory.json").write_bytes, POLL_BOUND, msgspec.json.format(msgspec.json.encode(found)))
+                told = msgspec.json.format(msgspec.json.encode(found))
+                await bounded(safe_files.write, POLL_BOUND, self._node_folder / "inventory.json", told)
         except (OSError, ValueError) as error:  # TimeoutError is one
             self._client.send(wire.Surveyed(b"", str(error)))
 

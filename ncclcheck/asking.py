@@ -6,19 +6,18 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 import zlib
 from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from ncclcheck import secrets
+from ncclcheck import interpreter, secrets
 from ncclcheck.collect.inventory import Asked
 from ncclcheck.survey import Question, Section
 
 BOUND = 15.0  # seconds for the child: its own bound, and what it takes to start where many do
 LARGEST = 64 * 2**20  # bytes of its answer
-COMMAND = (sys.executable, "-m", "ncclcheck.collect.inventory")
+COMMAND = interpreter.module("ncclcheck.collect.inventory")
 _REAPED = 0.5  # seconds in which a killed child is gone, unless it hangs in the kernel
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import re
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
+from ncclcheck import interpreter, safe_files
 from ncclcheck.model import Culprit, Evidence, Finding, Outcome, Report
 
 BUNDLE_BOUND = 75.0  # seconds in which a node's bundle must be written (its own bound is 60)
@@ -56,12 +56,12 @@ class Bundles:
         return self.whole() | set(self.failed)
 
     def write(self, folder: Path, hosts: Mapping[int, str]) -> list[Path]:
-        """The bundles that have come whole, as files in the folder."""
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """The bundles that have come whole, as files in the folder, which is made."""
+        safe_files.folder(folder)
         paths = []
         for node in sorted(self.whole()):
             path = folder / f"node{node}-{re.sub(r'[^A-Za-z0-9.-]', '_', hosts[node])[:128]}.tar.gz"
-            path.write_bytes(b"".join(self._parts[node][part] for part in range(self._counts[node])))
+            safe_files.write(path, b"".join(self._parts[node][part] for part in range(self._counts[node])))
             paths.append(path)
         return paths
 
@@ -98,7 +98,7 @@ async def judge(paths: Sequence[Path]) -> Report:
 
     Raises TimeoutError, or RuntimeError or msgspec.MsgspecError where it gives none.
     """
-    command = [sys.executable, "-m", "ncclcheck", "triage", "--format", "json", *map(str, paths)]
+    command = interpreter.module("ncclcheck", "triage", "--format", "json", *map(str, paths))
     process = await asyncio.create_subprocess_exec(*command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         async with asyncio.timeout(TRIAGE_BOUND):

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ncclcheck import __version__, assemble, printing, report
+from ncclcheck import __version__, assemble, printing, report, safe_files
 from ncclcheck import triage as rules
 from ncclcheck.evidence import heap
 from ncclcheck.evidence._archives import printable_name
@@ -55,6 +55,8 @@ def collect(pid: int | None, output: str) -> int:
             path = bundle.write(Path(output), pid, live.show)
     finally:
         live.close()
+    if said := safe_files.exposed(path.parent):
+        print(f"ncclcheck: {said}", file=sys.stderr)
     print(path, flush=True)
     return 0
 
@@ -87,8 +89,7 @@ def _live(paths: Sequence[str], given: Mapping[str, Any]) -> int:
     from ncclcheck.collect import bundle
 
     live = Live(sys.stderr, enabled=True)
-    into = folder / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
-    into.mkdir(mode=0o700)
+    into = safe_files.folder(folder, f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}", new=True)
     try:
         bundle.gather(into, given["pid"], live.show)
     except ValueError as error:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ncclcheck import fault, wire
+from ncclcheck import fault, interpreter, wire
 from ncclcheck.collect import recorder
 
 MONITOR = 0.5  # seconds between torchrun's own looks at its ranks: what it has not reaped yet shows us how it ended
@@ -36,6 +35,7 @@ def of(order: wire.Launch, node_rank: int, folder: Path, task: Mapping[str, int]
         "NCCLCHECK_DIR": str(folder),
         "NCCLCHECK_PARENT": str(os.getpid()),
         "PYTHONUNBUFFERED": "1",
+        "PYTHONSAFEPATH": "1",  # torchrun starts its ranks with `python -m`: a torch.py in the current folder is not the torch under test
     }
     planted = fault.given(made)
     if planted and planted.strikes == "launcher" and planted.rank // order.nproc_per_node != node_rank:
@@ -61,7 +61,7 @@ def _torchrun(order: wire.Launch, node_rank: int, folder: Path, environ: Mapping
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),  # else it leaves a folder in /tmp
         "OMP_NUM_THREADS": "1",  # torchrun's own default, said without its warning
     }
-    command = [sys.executable, "-m", "ncclcheck.torchrun", *words, "-m", "ncclcheck.rank", *order.probes]
+    command = interpreter.module("ncclcheck.torchrun", *words, "-m", "ncclcheck.rank", *order.probes)
     return Start(command, {**unless_set, **environ, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "2"})
 
 
@@ -75,4 +75,4 @@ def _single(order: wire.Launch, task: Mapping[str, int], environ: Mapping[str, s
         "MASTER_ADDR": order.master,
         "MASTER_PORT": str(order.port),
     }
-    return Start([sys.executable, "-m", "ncclcheck.rank", *order.probes], {**environ, **wiring})
+    return Start(interpreter.module("ncclcheck.rank", *order.probes), {**environ, **wiring})
