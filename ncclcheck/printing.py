@@ -36,7 +36,8 @@ def check_output(output: str) -> None:
     except safe_files.Refused as error:
         raise Usage(f"--output: {error}") from None
     except OSError as error:
-        raise Usage(f"cannot write to {output}: {error.strerror}") from None
+        place = output if isinstance(error, IsADirectoryError) else Path(output).absolute().parent
+        raise Usage(f"cannot write to {place}: {error.strerror}") from None
 
 
 def show(result: Report, given: Mapping[str, Any], out: TextIO, brief: bool = False) -> None:

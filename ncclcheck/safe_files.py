@@ -99,7 +99,7 @@ def _is_stream(place: int, path: Path) -> bool:
     if os.path.abspath(path.parent) in _STREAMS:
         return True
     try:
-        status = os.stat(path.name, dir_fd=place, follow_symlinks=False)
+        status = os.stat(path.name or ".", dir_fd=place, follow_symlinks=False)
     except FileNotFoundError:
         return False
     if stat.S_ISLNK(status.st_mode):
@@ -164,7 +164,8 @@ def _reached(path: Path, make: bool = False) -> Iterator[tuple[int, bool]]:
             os.close(at)
             at = there
             if not stat.S_ISDIR(status.st_mode):
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(seen))
+                code = errno.EEXIST if make and not left else errno.ENOTDIR
+                raise OSError(code, os.strerror(code), str(seen))
         yield at, made
     finally:
         os.close(at)

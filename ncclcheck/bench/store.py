@@ -53,9 +53,8 @@ class Store:
 
     def put(self, cell: Cell, result: Result) -> None:
         """Keep it; who reads meanwhile sees all of it or nothing."""
-        safe_files.write(
-            self.path(cell), msgspec.json.format(msgspec.json.encode(Kept(cell.key(self.where), cell, dict(self.where), result)), indent=1)
-        )
+        kept = Kept(cell.key(self.where), cell, dict(self.where), result)
+        safe_files.write(self.path(cell), msgspec.json.format(msgspec.json.encode(kept), indent=1))
 
     def ways(self, layout: Layout) -> Path:
         """Where the report is that has the all-reduces of a layout's ranks."""
