@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from ncclcheck import asking, documents, examination, fault, paths, start, wire
+from ncclcheck import asking, documents, examination, fault, paths, safe_files, start, wire
 from ncclcheck.bounded import Awake, bounded
 from ncclcheck.collect import bundle
 from ncclcheck.doors import Doors
@@ -195,8 +195,7 @@ class Agent:
         self._permissions.peers([*order.peers, *filter(None, [order.node0])], self._master)
         self._around.learn(order.node_rank, order.peers, order.node0)
         self._run_id, self._node_rank = order.run_id, order.node_rank
-        self._node_folder = self._folder / order.run_id / f"node{order.node_rank}-{self._hello.host}"
-        self._node_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._node_folder = safe_files.folder(self._folder, order.run_id, f"node{order.node_rank}-{self._hello.host}")
 
     async def _survey(self, order: wire.Survey) -> None:
         """Say what this node is and has."""
@@ -204,7 +203,8 @@ class Agent:
             found = await asking.inventory(self._question(order), order.sections, {"NCCLCHECK_RUN": self._run_id})
             self._client.send(wire.Surveyed(documents.pack(found)))
             with contextlib.suppress(OSError):  # a copy for people: a full disk is no reason to give no answer
-                await bounded((self._node_folder / "inventory.json").write_bytes, POLL_BOUND, msgspec.json.format(msgspec.json.encode(found)))
+                told = msgspec.json.format(msgspec.json.encode(found))
+                await bounded(safe_files.write, POLL_BOUND, self._node_folder / "inventory.json", told)
         except (OSError, ValueError) as error:  # TimeoutError is one
             self._client.send(wire.Surveyed(b"", one_line(str(error))))
 

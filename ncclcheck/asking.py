@@ -6,18 +6,17 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from ncclcheck import documents, secrets
+from ncclcheck import documents, interpreter, secrets
 from ncclcheck.collect.inventory import Asked
 from ncclcheck.survey import Question, Section
 
 BOUND = 15.0  # seconds for the child: its own bound, and what it takes to start where many do
 LARGEST = 16 * 2**20  # bytes of its answer
-COMMAND = (sys.executable, "-m", "ncclcheck.collect.inventory")
+COMMAND = interpreter.module("ncclcheck.collect.inventory")
 _REAPED = 0.5  # seconds in which a killed child is gone, unless it hangs in the kernel
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ncclcheck import __version__, units
+from ncclcheck import __version__, interpreter, units
 from ncclcheck.model import EXIT_CODES, USAGE, Outcome
 
 VLLM_MODES = (
@@ -75,6 +75,7 @@ def _on_nodes(command: Callable[..., None]) -> Callable[..., None]:
 
 def main() -> None:
     """The program: closed streams are no error, and an interrupt before anything was started exits with 130."""
+    interpreter.leave_current_folder()
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open as long as the process lives)

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from ncclcheck import __version__, drill, emulate, ending, left_behind, printing, registry, session
+from ncclcheck import __version__, drill, emulate, ending, interpreter, left_behind, printing, registry, session
 from ncclcheck import cluster as clusters
 from ncclcheck.collect import host, master
 from ncclcheck.drill import Row, Trial
@@ -146,7 +146,7 @@ class _Drill:
 
     def _probe(self, probe: str, *words: str) -> tuple[Report | None, str, list[str]]:
         """One run: its report, or why there is none; and what is left of it."""
-        command = [sys.executable, "-m", "ncclcheck", "probe", probe, *self._cluster, *words, "--format", "json", "--run-dir", str(self._folder)]
+        command = interpreter.module("ncclcheck", "probe", probe, *self._cluster, *words, "--format", "json", "--run-dir", str(self._folder))
         scratch = tempfile.mkdtemp(prefix="ncclcheck-drill-")
         mark = f"{_MARK}={secrets.token_hex(8)}"
         environ = {**self._environ, "TMPDIR": scratch, **dict([mark.split("=")])}

@@ -6,13 +6,13 @@ import asyncio
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
+from ncclcheck import interpreter, safe_files
 from ncclcheck.model import Culprit, Evidence, Finding, Outcome, Report
 
 BUNDLE_BOUND = 75.0  # seconds in which a node's bundle must be written (its own bound is 60)
@@ -49,8 +49,8 @@ class Bundles:
             self._come.pop(node, None)
         elif node not in self.failed:
             self._counts[node] = count
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with open(os.open(self._path(node), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600), "wb") as file:
+            safe_files.folder(self._folder)
+            with open(safe_files.private(str(self._path(node)), os.O_WRONLY | os.O_CREAT), "wb") as file:
                 file.seek(part * PART)
                 file.write(data)
             self._come.setdefault(node, set()).add(part)
@@ -110,7 +110,7 @@ async def judge(paths: Sequence[Path]) -> Report:
 
     Raises TimeoutError, or RuntimeError or msgspec.MsgspecError where it gives none.
     """
-    command = [sys.executable, "-m", "ncclcheck", "triage", "--format", "json", *map(str, paths)]
+    command = interpreter.module("ncclcheck", "triage", "--format", "json", *map(str, paths))
     process = await asyncio.create_subprocess_exec(*command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         async with asyncio.timeout(TRIAGE_BOUND):

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ncclcheck import fault, history, registry, start
+from ncclcheck import fault, history, registry, safe_files, start
 from ncclcheck.bounded import bounded
 from ncclcheck.collect import master, processes, ras, recorder, stacks
 from ncclcheck.collect.host import addresses
@@ -56,8 +56,7 @@ class LocalLaunch:
 
     def __init__(self, job: start.Job, node_rank: int, node_folder: Path, run_id: str, host: str, task: Mapping[str, int] | None) -> None:
         self.id = job.id
-        self.folder = node_folder / job.id
-        self.folder.mkdir(mode=0o700)
+        self.folder = safe_files.folder(node_folder, job.id, new=True)
         self._job = job
         self._host = host
         self._node_rank = node_rank
@@ -98,7 +97,7 @@ class LocalLaunch:
 
     def start(self) -> None:
         """Start the launcher. Its output goes to launcher.log."""
-        with open(self.folder / "launcher.log", "wb") as log:
+        with open(self.folder / "launcher.log", "wb", opener=safe_files.private) as log:
             self._launcher = subprocess.Popen(
                 self._command, env=self._environ, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
@@ -246,7 +245,7 @@ class LocalLaunch:
             answer = await bounded(ras.ask, ras.BOUND, *ras.address(self._environ.get("NCCL_RAS_ADDR", "")))
         except (OSError, ValueError):  # TimeoutError is one
             return []
-        (self.folder / "ncclras.txt").write_text(answer)
+        safe_files.write(self.folder / "ncclras.txt", answer.encode("utf-8", "replace"))
         return [replace(fact, host=fact.host or self._host) for fact in text.lines(answer.splitlines(), f"{self.id}/ncclras.txt")]
 
     def _said(self) -> list[Fact]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ncclcheck import interpreter
 from ncclcheck.collect import recorder
 
 MONITOR = 0.5  # seconds between torchrun's own looks at its ranks: what it has not reaped yet shows us how it ended
@@ -48,6 +48,7 @@ def of(job: Job, node_rank: int, folder: Path, task: Mapping[str, int] | None, m
         "NCCLCHECK_DIR": str(folder),
         "NCCLCHECK_PARENT": str(os.getpid()),
         "PYTHONUNBUFFERED": "1",
+        "PYTHONSAFEPATH": "1",  # torchrun starts its ranks with `python -m`: a torch.py in the current folder is not the torch under test
     }
     surrounding = ("TORCHELASTIC_", "PET_") if task is None else ("TORCHELASTIC_",)  # of a torchrun around us, whose store must not be used
     own = {name: value for name, value in made.items() if not name.startswith(surrounding)}
@@ -70,7 +71,7 @@ def _torchrun(job: Job, node_rank: int, folder: Path, environ: Mapping[str, str]
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),  # else it leaves a folder in /tmp
         "OMP_NUM_THREADS": "1",  # torchrun's own default, said without its warning
     }
-    command = [sys.executable, "-m", "ncclcheck.torchrun", *words, "-m", "ncclcheck.rank", *job.probes]
+    command = interpreter.module("ncclcheck.torchrun", *words, "-m", "ncclcheck.rank", *job.probes)
     return Start(command, {**unless_set, **environ, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "2"})
 
 
@@ -84,4 +85,4 @@ def _single(job: Job, task: Mapping[str, int], environ: Mapping[str, str]) -> St
         "MASTER_ADDR": job.master,
         "MASTER_PORT": str(job.port),
     }
-    return Start([sys.executable, "-m", "ncclcheck.rank", *job.probes], {**environ, **wiring})
+    return Start(interpreter.module("ncclcheck.rank", *job.probes), {**environ, **wiring})

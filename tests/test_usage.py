@@ -221,7 +221,7 @@ def test_who_waits_for_a_pipes_writer_says_so_and_can_be_interrupted(tmp_path: P
         assert job.wait(SOON) == 143
     finally:
         job.kill()
-    assert job.err == "ncclcheck: 'pipe' is a pipe: waiting for what is written into it\n" and job.out == ""
+    assert job.err == "ncclcheck: 'pipe' is a pipe: waiting for what is written into it (at most 60 s)\n" and job.out == ""
 
 
 @pytest.mark.parametrize("words", ["triage a.log", "list", "explain rank"])

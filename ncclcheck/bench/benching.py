@@ -15,17 +15,17 @@ from typing import Any
 import msgspec
 
 from ncclcheck import cluster as clusters
-from ncclcheck import emulate, ending, session, vllm_model
+from ncclcheck import emulate, ending, safe_files, session, vllm_model
 from ncclcheck.bench import asked, child, document, html, text, words
 from ncclcheck.bench.cells import Cell, Result
 from ncclcheck.bench.found import Found, Row
 from ncclcheck.bench.grid import Launch, Plan
-from ncclcheck.bench.store import Store, write
+from ncclcheck.bench.store import Store
 from ncclcheck.collect import host
 from ncclcheck.drilling import is_first
 from ncclcheck.live import Live
 from ncclcheck.model import EXIT_CODES, Fact, Outcome, Report, Status
-from ncclcheck.printing import Usage, writable
+from ncclcheck.printing import Usage, check_output, writable
 from ncclcheck.report import json
 from ncclcheck.units import seconds_text
 
@@ -76,9 +76,7 @@ def _check(given: Mapping[str, Any]) -> None:
     if given["form"] not in FORMATS:
         raise Usage(f"--format {given['form']} is not known; choose from {', '.join(FORMATS)}")
     if given["output"]:
-        writable(Path(given["output"]).resolve().parent)
-        if Path(given["output"]).is_dir():
-            raise Usage(f"cannot write to {given['output']}: Is a directory")
+        check_output(given["output"])
 
 
 def _nodes(given: Mapping[str, Any], environ: Mapping[str, str], shape: str | None) -> Nodes:
@@ -99,7 +97,7 @@ def _write(found: Found, given: Mapping[str, Any]) -> None:
     form = given["form"]
     rendered = json.dumps(document.build(found)) if form == "json" else html.render(found) if form == "html" else text.render(found)
     if given["output"]:
-        Path(given["output"]).write_text(rendered, encoding="utf-8")
+        safe_files.write(Path(given["output"]), rendered.encode())
         return
     with contextlib.suppress(BrokenPipeError):  # who closed the pipe has read enough
         sys.stdout.write(rendered)
@@ -216,7 +214,7 @@ class _Bench:
         if report:
             probes = {probe.name: probe for probe in report.probes}
             if (probe := probes.get("bandwidth")) and probe.samples:
-                write(self._store.ways(launch.server.layout), msgspec.json.encode(report))
+                safe_files.write(self._store.ways(launch.server.layout), msgspec.json.encode(report))
             bench = probes.get(PROBE)
             if bench and bench.status is Status.PASS:  # else what came of a load is a consequence
                 failed = {str(fact.get("load")): str(fact.get("why")) for fact in bench.facts if fact.kind == "cell-failed"}

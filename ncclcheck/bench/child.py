@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from ncclcheck import ending, link
+from ncclcheck import ending, interpreter, link
 from ncclcheck.model import Report
 from ncclcheck.options import Options
 
@@ -36,7 +36,7 @@ def run(asked: Asked, environ: Mapping[str, str], look: Callable[[], None]) -> t
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         given.write(msgspec.json.encode(asked))
         given.seek(0)
-        process = subprocess.Popen([sys.executable, "-m", "ncclcheck.bench.child"], stdin=given, stdout=out, stderr=err, env=dict(environ))
+        process = subprocess.Popen(interpreter.module("ncclcheck.bench.child"), stdin=given, stdout=out, stderr=err, env=dict(environ))
         left = float(asked.given["deadline"]) + float(asked.given["roll_call_timeout"]) + BOUND
         try:
             while process.poll() is None and left > 0:

@@ -10,13 +10,13 @@ import os
 import re
 import socket
 import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from ncclcheck import interpreter
 from ncclcheck.collect.nvml import Nvml, Refused
 
 _NVIDIA = "0x10de"  # PCI vendor
@@ -103,7 +103,7 @@ def gpus_by_child() -> list[dict[str, Any]]:
     if not nvidia_present():
         return []
     try:
-        done = subprocess.run([sys.executable, "-m", __name__], stdout=subprocess.PIPE, timeout=30, check=True)
+        done = subprocess.run(interpreter.module(__name__), stdout=subprocess.PIPE, timeout=30, check=True)
         found: list[dict[str, Any]] = json.loads(done.stdout)
     except (subprocess.SubprocessError, ValueError):
         return []
