@@ -374,7 +374,7 @@ def token() -> None:
     \b
     Examples:
         export NCCLCHECK_TOKEN=$(ncclcheck token)        # before srun, which carries it to every node
-        ncclcheck token | kubectl create secret generic ncclcheck --from-file=token=/dev/stdin
+        kubectl create secret generic ncclcheck --from-file ~/.config/ncclcheck/token      # after it was made
     """
     from ncclcheck import run_token
 

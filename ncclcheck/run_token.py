@@ -32,7 +32,7 @@ _PATIENCE = 1.0  # seconds after which it is said that there is none: most of th
 _HANDED_ON = {
     "slurm": f"{MAKE_ONE}   # before srun, which carries it to every node",
     "mpi": f"{MAKE_ONE}   # then mpirun -x NCCLCHECK_TOKEN ..., which carries it to every node",
-    "kubernetes": "ncclcheck token | kubectl create secret generic ncclcheck --from-file=token=/dev/stdin   # then "
+    "kubernetes": "ncclcheck token > /dev/null; kubectl create secret generic ncclcheck --from-file ~/.config/ncclcheck/token   # then "
     "mount it in every pod, and set NCCLCHECK_TOKEN_FILE to where it is",
 }
 
@@ -73,7 +73,7 @@ def given(options: Mapping[str, Any]) -> Token | None:
             raise Usage(f"--insecure is refused as root: anybody on the network could command this node; better: {MAKE_ONE}")
         return Token(_PUBLIC, "--insecure")
     if options["token"]:
-        return _checked(options["token"], "--token or NCCLCHECK_TOKEN")
+        return _checked(options["token"].strip(), "--token or NCCLCHECK_TOKEN")
     if options["token_file"]:
         try:
             return _read(Path(options["token_file"]))
@@ -147,7 +147,7 @@ async def obtain(cluster: clusters.Cluster, first: bool, end: float, say: Callab
         if speaks and now > min(speaks, end):
             speaks = None
             lacking = f"neither NCCLCHECK_TOKEN nor {home_file()} is there"
-            say(f"ncclcheck: this node has no token: {lacking}; it looks for that file for {end - now:.0f} s")
+            say(f"ncclcheck: this node has no token, as {lacking}; it looks for that file for {end - now:.0f} s")
             say(f"ncclcheck: do: {handed_on(cluster)}")
         if now > end:
             return None
@@ -160,7 +160,7 @@ def settled(cluster: clusters.Cluster, first: bool, options: Mapping[str, Any], 
     end = time.monotonic() + options["roll_call_timeout"]
     token = given(options) or asyncio.run(obtain(cluster, first, end, say))
     if not token:
-        raise Missing(f"no-token: {home_file()} was looked for in vain\n  do: {handed_on(cluster)}")
+        raise Missing(f"no-token: this node has none, and {home_file()} was looked for in vain\n  do: {handed_on(cluster)}")
     return token
 
 

@@ -16,7 +16,7 @@ def check(run: Run) -> list[Finding]:
     return [
         Finding(
             "no-token",
-            f"{fact.host} has no run token: neither NCCLCHECK_TOKEN nor {fact.get('file')} is there",
+            f"{fact.host} has no run token, as neither NCCLCHECK_TOKEN nor {fact.get('file')} is there",
             Culprit(hosts=[fact.host] if fact.host else None),
             0.95,
             [Evidence("", 0, f"{fact.get('file')} was looked for, for {fact.get('seconds'):g} s")],
