@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from ncclcheck import __version__, outcome, safe_files, triage, wire
+from ncclcheck import __version__, outcome, run_token, safe_files, triage, wire
 from ncclcheck.agent import Agent, NodeLost, Paused
 from ncclcheck.cluster import Cluster
 from ncclcheck.collect import host, master
@@ -24,22 +24,28 @@ from ncclcheck.model import Fact, Report, Run
 from ncclcheck.options import Options
 from ncclcheck.permissions import Permissions, Refused
 from ncclcheck.rollcall import task_fields
+from ncclcheck.run_token import Token
 
-DEFAULT_TOKEN = "ncclcheck"  # public: without --token, whoever reaches the port can take part
 SECOND_NODE0 = 8.0  # seconds in which an agent at the master address, which is not ours, must answer
 RETRY = 1.0  # seconds between two tries to resolve the master's name
+REFUSALS = 3  # times that node 0 closes a connection at its beginning before that is said to be for the token
 
 
 class Interrupted(Exception):
     """SIGINT or SIGTERM; args: its number."""
 
 
-def run(cluster: Cluster, options: Options, token: str, folder: Path, say: Callable[[str], None], show: Callable[[str], None]) -> Report:
-    """Take part in one run. Raises Interrupted after everything has been ended. `folder` is where run directories are made."""
+def run(cluster: Cluster, options: Options, token: Token | None, folder: Path, say: Callable[[str], None], show: Callable[[str], None]) -> Report:
+    """Take part in one run. Raises Interrupted after everything has been ended. `folder` is where run directories are made.
+
+    Without a `token`, it is this user's own; raises printing.Usage where that cannot be used.
+    """
     return asyncio.run(_run(cluster, options, token, folder, say, show))
 
 
-async def _run(cluster: Cluster, options: Options, token: str, folder: Path, say: Callable[[str], None], show: Callable[[str], None]) -> Report:
+async def _run(
+    cluster: Cluster, options: Options, token: Token | None, folder: Path, say: Callable[[str], None], show: Callable[[str], None]
+) -> Report:
     work = asyncio.current_task()
     caught: list[int] = []
 
@@ -55,6 +61,8 @@ async def _run(cluster: Cluster, options: Options, token: str, folder: Path, say
         report = await _Node(cluster, options, token, folder, say, show).run()
         if caught:  # it came when all was over: an interrupted run is never taken for another
             raise Interrupted(caught[0])
+        if token and token.insecure:
+            report = run_token.marked(report)
         if report.run.get("folders"):
             report.run["directory"] = str(folder / report.run["id"])
         return report
@@ -65,7 +73,9 @@ async def _run(cluster: Cluster, options: Options, token: str, folder: Path, say
 
 
 class _Node:
-    def __init__(self, cluster: Cluster, options: Options, token: str, folder: Path, say: Callable[[str], None], show: Callable[[str], None]) -> None:
+    def __init__(
+        self, cluster: Cluster, options: Options, token: Token | None, folder: Path, say: Callable[[str], None], show: Callable[[str], None]
+    ) -> None:
         self._cluster, self._options, self._token, self._folder = cluster, options, token, folder
         self._say, self._show = say, show
         self._name = host.name()
@@ -92,9 +102,14 @@ class _Node:
                 mine = ", ".join(sorted(found for found in self._mine() if not found.startswith(("127.", "::1", "fe80"))))
                 return self._alone([replace(seen, fields={**seen.fields, "answer": "not-ours", "text": f"{self._name} has {mine}"})])
             first = False  # another agent is node 0 there: it is told of a second one
+        self._token = self._token or await run_token.obtain(self._cluster, first, self._started + self._options.roll_call_timeout, self._say)
+        if not self._token:
+            fields = {"file": str(run_token.home_file()), "seconds": self._options.roll_call_timeout, "remedy": run_token.handed_on(self._cluster)}
+            return self._alone([Fact("no-token", self._name, fields=fields)])
+        key = run_token.derive_key(self._token.text).hex()
         if not first:
-            return await self._member(wire.Client(_endpoint(address, self._cluster.port), self._token), address, first=False)
-        server = wire.Server(self._token)
+            return await self._member(wire.Client(_endpoint(address, self._cluster.port), key), address, first=False)
+        server = wire.Server(key)
         try:
             try:
                 server.bind(address, self._cluster.port)
@@ -102,17 +117,18 @@ class _Node:
                 return self._alone([self._bind(address, error)])
             coordinator = Coordinator(server, replace(self._cluster, master=address), self._options, self._folder, self._say, self._show)
             deciding = asyncio.create_task(coordinator.run())
+            listening = asyncio.create_task(self._name_strangers(server))
             try:
-                member = asyncio.create_task(self._member(wire.Client(wire.LOCAL, self._token), address, first=True))
+                member = asyncio.create_task(self._member(wire.Client(wire.LOCAL, key), address, first=True))
                 report = await deciding
                 await member
                 return report
             except Exception as error:
                 return self._crashed(error)
             finally:
-                for task in (deciding, member):
+                for task in (deciding, member, listening):
                     task.cancel()
-                await asyncio.gather(deciding, member, return_exceptions=True)
+                await asyncio.gather(deciding, member, listening, return_exceptions=True)
         finally:
             await server.close()
 
@@ -157,18 +173,33 @@ class _Node:
         }
         return Fact("bind", self._name, fields=fields)
 
+    async def _name_strangers(self, server: wire.Server) -> None:
+        """Say once, and as soon as it is seen, that somebody knocked with another token."""
+        while not server.wrong_keys:
+            await asyncio.sleep(RETRY)
+        others = ", ".join(sorted(server.callers - self._mine())[:3]) or "somebody"
+        self._say(f"ncclcheck: {others} knocked with another run token and was refused; {self._own_token}")
+
+    @property
+    def _own_token(self) -> str:
+        return f"this node's comes from {self._token.source}; `ncclcheck explain token-mismatch`" if self._token else ""
+
     async def _member(self, client: wire.Client, address: str, first: bool) -> Report:
         """This node's agent, from hello to the verdict."""
         await self._doors.open(master.address_towards(address))
         agent = Agent(client, self._hello(first), self._folder, self._show, self._permissions, address, self._doors)
         work = asyncio.create_task(agent.run())
+        told = False
         try:
             while not work.done() and not agent.met:
                 left = self._started + self._options.roll_call_timeout - time.monotonic()
                 if left <= 0:
                     work.cancel()
                     seen = await master.look(self._name, self._cluster.master, address, self._cluster.port)
-                    return self._alone([seen])
+                    return self._alone([replace(seen, fields={**seen.fields, "token_from": self._token.source if self._token else ""})])
+                if not told and getattr(client, "refused", 0) >= REFUSALS:
+                    told = True
+                    self._say(f"ncclcheck: node 0 at {self._cluster.master}:{self._cluster.port} refuses this node's run token; {self._own_token}")
                 self._show(f"waiting for node 0 at {self._cluster.master}:{self._cluster.port} ({left:.0f} s left)")
                 await asyncio.wait([work], timeout=min(0.5, max(left, 0.01)))
             return outcome.unpack(await work)

@@ -18,6 +18,7 @@ UNDECIDED = frozenset(
         "agent-lost",
         "insufficient-evidence",
         "invalid-message",
+        "no-token",
         "order-refused",
         "permission-denied",
         "probe-crashed",

@@ -33,8 +33,9 @@ class Asked(msgspec.Struct, frozen=True):
 
 def run(asked: Asked, environ: Mapping[str, str], look: Callable[[], None]) -> tuple[Report | None, str]:
     """Its report; or None, and why there is none. `look` is called while it works. What it started is gone when this returns or raises."""
-    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    with open(os.memfd_create("asked"), "w+b") as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         given.write(msgspec.json.encode(asked))
+        given.flush()  # a token is in it: on no disk, and neither in its arguments nor in its environment
         given.seek(0)
         process = subprocess.Popen(interpreter.module("ncclcheck.bench.child"), stdin=given, stdout=out, stderr=err, env=dict(environ))
         left = float(asked.given["deadline"]) + float(asked.given["roll_call_timeout"]) + BOUND
