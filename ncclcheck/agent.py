@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from ncclcheck import asking, examination, fault, paths, wire
+from ncclcheck import asking, examination, fault, paths, transport, wire
 from ncclcheck.bounded import Awake, bounded
 from ncclcheck.collect import bundle
 from ncclcheck.doors import Doors
@@ -48,7 +48,13 @@ class Agent:
     """One node's agent. `run` returns the report that node 0 sent, as JSON bytes."""
 
     def __init__(
-        self, client: wire.Client, hello: wire.Hello, folder: Path, say: Callable[[str], None], pid: int | None = None, doors: Doors | None = None
+        self,
+        client: transport.Client | transport.Local,
+        hello: wire.Hello,
+        folder: Path,
+        say: Callable[[str], None],
+        pid: int | None = None,
+        doors: Doors | None = None,
     ) -> None:
         """`folder` is where run directories are made; `say` shows one line of progress; only `pid`'s job is examined, if given.
 
@@ -101,7 +107,7 @@ class Agent:
 
     async def run(self) -> bytes:
         """Take orders until the verdict comes. Raises NodeLost or Paused. Whatever happens, no rank of this node outlives it."""
-        always = [asyncio.create_task(work) for work in (self._awake.keep(), self._beat(), self._hear(), self._client.watch())]
+        always = [asyncio.create_task(work) for work in (self._awake.keep(), self._beat(), self._hear())]
         try:
             while True:
                 for task in [task for task in (*self._watching.values(), *self._jobs, *always) if task.done()]:
@@ -137,7 +143,11 @@ class Agent:
     async def _hear(self) -> None:
         """Take in what node 0 says, and that it says something."""
         while True:
-            self._orders.append(await self._client.receive())
+            data = await self._client.receive()
+            try:
+                self._orders.append(wire.decode(data))
+            except msgspec.DecodeError:
+                continue
             self._heard = self._awake.seconds
             self._news.set()
 

@@ -9,7 +9,9 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from ncclcheck import paths, wire
+import msgspec
+
+from ncclcheck import paths, transport, wire
 from ncclcheck.bounded import Awake
 from ncclcheck.examination import Bundles
 from ncclcheck.model import Fact
@@ -27,7 +29,7 @@ class AgentLost(Exception):
 class Members:
     """Everybody who said hello; after `settle`, those who take part."""
 
-    def __init__(self, server: wire.Server, roll: Roll, refusal: Callable[[wire.Hello], bytes]) -> None:
+    def __init__(self, server: transport.Server, roll: Roll, refusal: Callable[[wire.Hello], bytes]) -> None:
         """`refusal` makes the report for an agent that comes when the roll is complete."""
         self._server = server
         self._roll = roll
@@ -50,7 +52,7 @@ class Members:
 
     def open(self) -> None:
         """Begin to listen."""
-        self._tasks = [asyncio.create_task(work) for work in (self._awake.keep(), self._listen(), self._beat(), self._server.watch())]
+        self._tasks = [asyncio.create_task(work) for work in (self._awake.keep(), self._listen(), self._beat())]
 
     def close(self) -> None:
         """Listen no more."""
@@ -117,8 +119,7 @@ class Members:
 
     def tell(self, message: wire.Message) -> None:
         """Send to everybody who takes part; before `settle`, to everybody who said hello."""
-        for peer in self._numbers or self._roll.hellos:
-            self._server.send(peer, message)
+        self._server.send_all(self._numbers or self._roll.hellos, message)
 
     def order(self, number: int, message: wire.Message) -> None:
         """Send to one node."""
@@ -231,7 +232,11 @@ class Members:
 
     async def _listen(self) -> None:
         while True:
-            peer, message = await self._server.receive()
+            peer, data = await self._server.receive()
+            try:
+                message = wire.decode(data)
+            except msgspec.DecodeError:
+                continue
             self._heard[peer] = self._awake.seconds
             match message:
                 case wire.Hello() if not self.settled:

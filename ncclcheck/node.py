@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from ncclcheck import __version__, outcome, triage, wire
+from ncclcheck import __version__, outcome, run_token, transport, triage, wire
 from ncclcheck.agent import Agent, NodeLost, Paused
 from ncclcheck.cluster import Cluster
 from ncclcheck.collect import host, master
@@ -24,6 +24,7 @@ from ncclcheck.rollcall import task_fields
 
 DEFAULT_TOKEN = "ncclcheck"  # public: without --token, whoever reaches the port can take part
 SECOND_NODE0 = 8.0  # seconds in which an agent at the master address, which is not ours, must answer
+MOST_EACH, MOST_MORE = 2, 64  # agents that node 0 lets in: so many for each node, and so many more
 RETRY = 1.0  # seconds between two tries to resolve the master's name
 
 
@@ -63,7 +64,7 @@ async def _run(cluster: Cluster, options: Options, token: str, folder: Path, say
 
 class _Node:
     def __init__(self, cluster: Cluster, options: Options, token: str, folder: Path, say: Callable[[str], None], show: Callable[[str], None]) -> None:
-        self._cluster, self._options, self._token, self._folder = cluster, options, token, folder
+        self._cluster, self._options, self._key, self._folder = cluster, options, run_token.derive_key(token), folder
         self._say, self._show = say, show
         self._name = host.name()
         self._doors = Doors()
@@ -84,13 +85,13 @@ class _Node:
         first = self._cluster.node_rank == 0 or (self._cluster.node_rank is None and master.own(address, self._addresses))
         if first and not master.own(address, self._addresses):
             seen = await self._other_node0(address)
-            if seen.get("answer") != "zmq":
+            if seen.get("answer") not in master.AGENTS:
                 mine = ", ".join(sorted(found for found in self._mine() if not found.startswith(("127.", "::1", "fe80"))))
                 return self._alone([replace(seen, fields={**seen.fields, "answer": "not-ours", "text": f"{self._name} has {mine}"})])
             first = False  # another agent is node 0 there: it is told of a second one
         if not first:
-            return await self._member(wire.Client(_endpoint(address, self._cluster.port), self._token), address, first=False)
-        server = wire.Server(self._token)
+            return await self._member(transport.Client(_endpoint(address, self._cluster.port), self._key), address, first=False)
+        server = transport.Server(self._key, MOST_EACH * self._cluster.nnodes + MOST_MORE)
         try:
             try:
                 server.bind(address, self._cluster.port)
@@ -99,7 +100,7 @@ class _Node:
             coordinator = Coordinator(server, replace(self._cluster, master=address), self._options, self._folder, self._say, self._show)
             deciding = asyncio.create_task(coordinator.run())
             try:
-                member = asyncio.create_task(self._member(wire.Client(wire.LOCAL, self._token), address, first=True))
+                member = asyncio.create_task(self._member(server.local(), address, first=True))
                 report = await deciding
                 await member
                 return report
@@ -134,8 +135,8 @@ class _Node:
         """Whether another agent answers as node 0 there; it is given a little time to come up."""
         end = time.monotonic() + min(SECOND_NODE0, self._options.roll_call_timeout)
         while True:
-            seen = await master.look(self._name, self._cluster.master, address, self._cluster.port)
-            if seen.get("answer") == "zmq" or time.monotonic() > end:
+            seen = await master.look(self._name, self._cluster.master, address, self._cluster.port, self._key)
+            if seen.get("answer") in master.AGENTS or time.monotonic() > end:
                 return seen
             self._show(f"{address} is not an address of this node; looking whether another node is node 0 there")
             await asyncio.sleep(RETRY)
@@ -153,7 +154,7 @@ class _Node:
         }
         return Fact("bind", self._name, fields=fields)
 
-    async def _member(self, client: wire.Client, address: str, first: bool) -> Report:
+    async def _member(self, client: transport.Client | transport.Local, address: str, first: bool) -> Report:
         """This node's agent, from hello to the verdict."""
         await self._doors.open(master.address_towards(address))
         agent = Agent(client, self._hello(first), self._folder, self._show, self._options.examine_pid, self._doors)
@@ -163,7 +164,7 @@ class _Node:
                 left = self._started + self._options.roll_call_timeout - time.monotonic()
                 if left <= 0:
                     work.cancel()
-                    seen = await master.look(self._name, self._cluster.master, address, self._cluster.port)
+                    seen = await master.look(self._name, self._cluster.master, address, self._cluster.port, self._key)
                     return self._alone([seen])
                 self._show(f"waiting for node 0 at {self._cluster.master}:{self._cluster.port} ({left:.0f} s left)")
                 await asyncio.wait([work], timeout=min(0.5, max(left, 0.01)))
@@ -184,7 +185,7 @@ class _Node:
         finally:
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
-            client.close()
+            await client.close()
 
     def _crashed(self, error: Exception) -> Report:
         """The report of a node on which ncclcheck itself failed; the traceback is kept beside the runs."""
