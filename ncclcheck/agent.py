@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from ncclcheck import asking, documents, examination, fault, paths, safe_files, start, wire
+from ncclcheck import asking, documents, examination, fault, paths, safe_files, start, transport, wire
 from ncclcheck.bounded import Awake, bounded
 from ncclcheck.collect import bundle
 from ncclcheck.doors import Doors
@@ -51,7 +51,14 @@ class Agent:
     """One node's agent. `run` returns the report that node 0 sent, as JSON bytes."""
 
     def __init__(
-        self, client: wire.Client, hello: wire.Hello, folder: Path, say: Callable[[str], None], permissions: Permissions, master: str, doors: Doors
+        self,
+        client: transport.Client | transport.Local,
+        hello: wire.Hello,
+        folder: Path,
+        say: Callable[[str], None],
+        permissions: Permissions,
+        master: str,
+        doors: Doors,
     ) -> None:
         """`folder` is where run directories are made; `say` shows one line of progress; `master` is node 0's address.
 
@@ -108,7 +115,7 @@ class Agent:
         """Take orders until the verdict comes. Raises NodeLost or Paused; Refused for an order that this node's user did not permit, and
         Invalid for what no node 0 of this version sends. Whatever happens, no rank of this node outlives it.
         """
-        always = [asyncio.create_task(work) for work in (self._awake.keep(), self._beat(), self._hear(), self._client.watch())]
+        always = [asyncio.create_task(work) for work in (self._awake.keep(), self._beat(), self._hear())]
         try:
             while True:
                 for task in [task for task in (*self._watching.values(), *self._jobs, *always) if task.done()]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from ncclcheck import examination, fault, muster, outcome, paths, permissions, registry, surveying, triage, wire
+from ncclcheck import __version__, examination, fault, muster, outcome, paths, permissions, registry, surveying, transport, triage, wire
 from ncclcheck.cluster import Cluster
 from ncclcheck.collect import host
 from ncclcheck.members import AgentLost, Members
@@ -38,7 +38,7 @@ class Coordinator:
     """Runs on node 0 only, beside its agent."""
 
     def __init__(
-        self, server: wire.Server, cluster: Cluster, options: Options, folder: Path, say: Callable[[str], None], show: Callable[[str], None]
+        self, server: transport.Server, cluster: Cluster, options: Options, folder: Path, say: Callable[[str], None], show: Callable[[str], None]
     ) -> None:
         """`folder` is where run directories are made."""
         self._server = server
@@ -131,8 +131,14 @@ class Coordinator:
         facts = [*self._roll.missing(), Fact("roll-call", host.name(), fields=fields)]
         if self._server.wrong_keys:
             known = {address for hello in self._roll.hellos.values() for found in hello.addresses.values() for address in found}
-            strangers = sorted(self._server.callers - known)
-            facts.append(Fact("stranger", fields={"addresses": strangers, "attempts": self._server.wrong_keys}))
+            strangers = sorted(self._server.wrong_keys.keys() - known)
+            facts.append(Fact("stranger", fields={"addresses": strangers, "attempts": sum(self._server.wrong_keys.values())}))
+        if others := self._server.wrong_versions:
+            spoken = {host.name(): (wire.PROTOCOL, __version__), **{there: (spoken, f"one of protocol {spoken}") for there, spoken in others.items()}}
+            facts += [
+                Fact("hello", there, fields={"conflict": "protocol", "value": number, "version": version})
+                for there, (number, version) in spoken.items()
+            ]
         return facts
 
     def _can_run(self) -> bool:

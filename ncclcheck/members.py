@@ -11,7 +11,7 @@ from functools import partial
 
 import msgspec
 
-from ncclcheck import arrivals, paths, wire
+from ncclcheck import arrivals, paths, transport, wire
 from ncclcheck.arrivals import MOST_BYTES_OF_A_RANK, Sender
 from ncclcheck.bounded import Awake
 from ncclcheck.examination import Bundles
@@ -32,7 +32,7 @@ class AgentLost(Exception):
 class Members:
     """Everybody who said hello; after `settle`, those who take part."""
 
-    def __init__(self, server: wire.Server, roll: Roll, refusal: Callable[[wire.Hello], bytes]) -> None:
+    def __init__(self, server: transport.Server, roll: Roll, refusal: Callable[[wire.Hello], bytes]) -> None:
         """`refusal` makes the report for an agent that comes when the roll is complete."""
         self._server = server
         self._roll = roll
@@ -58,7 +58,7 @@ class Members:
 
     def open(self) -> None:
         """Begin to listen."""
-        self._tasks = [asyncio.create_task(work) for work in (self._awake.keep(), self._listen(), self._beat(), self._server.watch())]
+        self._tasks = [asyncio.create_task(work) for work in (self._awake.keep(), self._listen(), self._beat())]
 
     def close(self) -> None:
         """Listen no more."""
@@ -125,8 +125,7 @@ class Members:
 
     def tell(self, message: wire.Message) -> None:
         """Send to everybody who takes part; before `settle`, to everybody who said hello."""
-        for peer in self._numbers or self._roll.hellos:
-            self._server.send(peer, message)
+        self._server.send_all(self._numbers or self._roll.hellos, message)
 
     def order(self, number: int, message: wire.Message) -> None:
         """Send to one node."""

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from ncclcheck import __version__, outcome, run_token, safe_files, triage, wire
+from ncclcheck import __version__, outcome, run_token, safe_files, transport, triage, wire
 from ncclcheck.agent import Agent, NodeLost, Paused
 from ncclcheck.cluster import Cluster
 from ncclcheck.collect import host, master
@@ -25,8 +25,10 @@ from ncclcheck.options import Options
 from ncclcheck.permissions import Permissions, Refused
 from ncclcheck.rollcall import task_fields
 from ncclcheck.run_token import Token
+from ncclcheck.secure_channel import KEY
 
 SECOND_NODE0 = 8.0  # seconds in which an agent at the master address, which is not ours, must answer
+MOST_EACH, MOST_MORE = 2, 64  # agents that node 0 lets in: so many for each node, and so many more
 RETRY = 1.0  # seconds between two tries to resolve the master's name
 REFUSALS = 3  # times that node 0 closes a connection at its beginning before that is said to be for the token
 
@@ -98,7 +100,7 @@ class _Node:
         first = self._cluster.node_rank == 0 or (self._cluster.node_rank is None and master.own(address, self._addresses))
         if first and not master.own(address, self._addresses):
             seen = await self._other_node0(address)
-            if seen.get("answer") != "zmq":
+            if seen.get("answer") not in master.AGENTS:
                 mine = ", ".join(sorted(found for found in self._mine() if not found.startswith(("127.", "::1", "fe80"))))
                 return self._alone([replace(seen, fields={**seen.fields, "answer": "not-ours", "text": f"{self._name} has {mine}"})])
             first = False  # another agent is node 0 there: it is told of a second one
@@ -106,10 +108,10 @@ class _Node:
         if not self._token:
             fields = {"file": str(run_token.home_file()), "seconds": self._options.roll_call_timeout, "remedy": run_token.handed_on(self._cluster)}
             return self._alone([Fact("no-token", self._name, fields=fields)])
-        key = run_token.derive_key(self._token.text).hex()
+        key = run_token.derive_key(self._token.text)
         if not first:
-            return await self._member(wire.Client(_endpoint(address, self._cluster.port), key), address, first=False)
-        server = wire.Server(key)
+            return await self._member(transport.Client(_endpoint(address, self._cluster.port), key), address, key, first=False)
+        server = transport.Server(key, MOST_EACH * self._cluster.nnodes + MOST_MORE)
         try:
             try:
                 server.bind(address, self._cluster.port)
@@ -119,7 +121,7 @@ class _Node:
             deciding = asyncio.create_task(coordinator.run())
             listening = asyncio.create_task(self._name_strangers(server))
             try:
-                member = asyncio.create_task(self._member(wire.Client(wire.LOCAL, key), address, first=True))
+                member = asyncio.create_task(self._member(server.local(), address, key, first=True))
                 report = await deciding
                 await member
                 return report
@@ -153,9 +155,10 @@ class _Node:
     async def _other_node0(self, address: str) -> Fact:
         """Whether another agent answers as node 0 there; it is given a little time to come up."""
         end = time.monotonic() + min(SECOND_NODE0, self._options.roll_call_timeout)
+        key = run_token.derive_key(self._token.text) if self._token else os.urandom(KEY)  # with any other key, it hangs up as an agent does
         while True:
-            seen = await master.look(self._name, self._cluster.master, address, self._cluster.port)
-            if seen.get("answer") == "zmq" or time.monotonic() > end:
+            seen = await master.look(self._name, self._cluster.master, address, self._cluster.port, key)
+            if seen.get("answer") in master.AGENTS or time.monotonic() > end:
                 return seen
             self._show(f"{address} is not an address of this node; looking whether another node is node 0 there")
             await asyncio.sleep(RETRY)
@@ -173,18 +176,17 @@ class _Node:
         }
         return Fact("bind", self._name, fields=fields)
 
-    async def _name_strangers(self, server: wire.Server) -> None:
+    async def _name_strangers(self, server: transport.Server) -> None:
         """Say once, and as soon as it is seen, that somebody knocked with another token."""
         while not server.wrong_keys:
             await asyncio.sleep(RETRY)
-        others = ", ".join(sorted(server.callers - self._mine())[:3]) or "somebody"
-        self._say(f"ncclcheck: {others} knocked with another run token and was refused; {self._own_token}")
+        self._say(f"ncclcheck: {', '.join(sorted(server.wrong_keys)[:3])} knocked with another run token and was refused; {self._own_token}")
 
     @property
     def _own_token(self) -> str:
         return f"this node's comes from {self._token.source}; `ncclcheck explain token-mismatch`" if self._token else ""
 
-    async def _member(self, client: wire.Client, address: str, first: bool) -> Report:
+    async def _member(self, client: transport.Client | transport.Local, address: str, key: bytes, first: bool) -> Report:
         """This node's agent, from hello to the verdict."""
         await self._doors.open(master.address_towards(address))
         agent = Agent(client, self._hello(first), self._folder, self._show, self._permissions, address, self._doors)
@@ -195,9 +197,9 @@ class _Node:
                 left = self._started + self._options.roll_call_timeout - time.monotonic()
                 if left <= 0:
                     work.cancel()
-                    seen = await master.look(self._name, self._cluster.master, address, self._cluster.port)
+                    seen = await master.look(self._name, self._cluster.master, address, self._cluster.port, key)
                     return self._alone([replace(seen, fields={**seen.fields, "token_from": self._token.source if self._token else ""})])
-                if not told and getattr(client, "refused", 0) >= REFUSALS:
+                if not told and client.refused >= REFUSALS:
                     told = True
                     self._say(f"ncclcheck: node 0 at {self._cluster.master}:{self._cluster.port} refuses this node's run token; {self._own_token}")
                 self._show(f"waiting for node 0 at {self._cluster.master}:{self._cluster.port} ({left:.0f} s left)")
@@ -222,7 +224,7 @@ class _Node:
         finally:
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
-            client.close()
+            await client.close()
 
     def _crashed(self, error: Exception) -> Report:
         """The report of a node on which ncclcheck itself failed; the traceback is kept beside the runs."""

@@ -1,24 +1,11 @@
-"""What agents say to each other (msgspec types) and how it travels (pyzmq: ROUTER on node 0, DEALER elsewhere, CURVE).
-
-Every key is derived from the run's token: who has the token can open a session, who has not never gets an answer.
-"""
+"""What agents say to each other: one type for each message, and its form on the way (msgpack)."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import hashlib
-import os
-import socket
-import time
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, TypedDict, TypeVar
+from typing import Annotated, Any, TypedDict
 
 import msgspec
-import zmq
-import zmq.asyncio
-import zmq.utils.monitor
-import zmq.utils.z85
 from msgspec import Meta
 
 from ncclcheck.journal import Line, Slot
@@ -41,14 +28,11 @@ from ncclcheck.model import Fact
 
 PROTOCOL = 2
 MAX_MESSAGE = 2**20  # bytes
-SEGMENT = 1200  # bytes of the control plane's TCP segments: they pass wherever IPv6 does, which wants 1280 with its headers
 BEAT = 1.0  # seconds between signs of life
 SILENCE = 6.0  # seconds without any, after which a peer counts as lost
 PAUSE = SILENCE / 2  # seconds that pass unnoticed only for a process that was stopped or starved itself
 MOST_TARGETS = 64  # ways that one node tries at once
 MOST_NAMES = 128  # that one node looks up
-LOCAL = "inproc://node0"  # node 0's own agent speaks to its coordinator here
-_WRONG_KEY = 0x11000001  # ZMQ_PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC
 
 
 class Message(msgspec.Struct, frozen=True, tag=True):
@@ -342,7 +326,6 @@ Any_ = (
 )
 _encode = msgspec.msgpack.Encoder().encode
 _decode: Callable[[bytes], Any_] = msgspec.msgpack.Decoder(Any_).decode
-T = TypeVar("T")
 
 
 def ended(closed: float | None, fell_silent: float) -> bool:
@@ -383,151 +366,3 @@ def batches(lines: list[Line]) -> list[list[Line]]:
         portions[-1].append(line)
         size += length
     return portions
-
-
-def keys(token: str) -> tuple[bytes, bytes]:
-    """The CURVE key pair (public, secret) that a run token stands for; every agent of the run has both."""
-    secret = bytearray(hashlib.sha256(b"ncclcheck control plane 1\0" + token.encode()).digest())
-    secret[0] &= 248
-    secret[31] = secret[31] & 127 | 64
-    text = zmq.utils.z85.encode(bytes(secret))
-    return zmq.curve_public(text), text
-
-
-class Server:
-    """Node 0's end: hears every agent."""
-
-    def __init__(self, token: str) -> None:
-        self._context = zmq.asyncio.Context.instance()
-        self._socket = self._context.socket(zmq.ROUTER)
-        _configure(self._socket)
-        public, secret = keys(token)
-        self._socket.curve_server = True
-        self._socket.curve_publickey, self._socket.curve_secretkey = public, secret
-        self._socket.router_handover = True
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
-        self._connected: dict[int, str] = {}  # file descriptor -> address
-        self.callers: set[str] = set()  # addresses that connected
-        self.closed: dict[str, float] = {}  # addresses whose last connection was ended from there, and when (monotonic)
-        self.wrong_keys = 0  # sessions refused because their key comes from another token
-
-    def bind(self, address: str, port: int) -> None:
-        """Listen on this address only. Raises OSError as bind does.
-
-        Connections to it carry small packets, in both directions: where larger ones vanish on the way, the agents can still say so.
-        """
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        with socket.socket(family, socket.SOCK_STREAM) as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, SEGMENT)  # said to who connects, and inherited by what is accepted
-            listener.bind((address, port))
-            listener.listen(socket.SOMAXCONN)
-            self._socket.setsockopt(zmq.USE_FD, listener.fileno())
-            host = f"[{address}]" if family == socket.AF_INET6 else address
-            try:
-                self._socket.bind(f"tcp://{host}:{port}")
-            except zmq.ZMQError as error:
-                raise OSError(error.errno, os.strerror(error.errno or 0)) from None
-            finally:
-                self._socket.setsockopt(zmq.USE_FD, -1)
-            listener.detach()
-        self._socket.bind(LOCAL)
-
-    async def receive(self) -> tuple[bytes, bytes]:
-        """The next message as it came, and who sent it."""
-        frames = await self._socket.recv_multipart()
-        return frames[0], frames[-1]
-
-    def end(self, peer: bytes) -> None:
-        """Hear this peer no more."""
-
-    def send(self, peer: bytes, message: Message) -> None:
-        """Hand a message to the transport; never waits (a peer that is gone is noticed by its silence)."""
-        _fire(self._socket.send_multipart([peer, encode(message)]))
-
-    async def watch(self) -> None:
-        """Note who connects and who is refused, for as long as the server lives."""
-        while True:
-            event = zmq.utils.monitor.parse_monitor_message(await self._monitor.recv_multipart())
-            if event["event"] == zmq.EVENT_ACCEPTED:
-                with contextlib.suppress(OSError), socket.socket(fileno=os.dup(event["value"])) as peer:
-                    address = str(peer.getpeername()[0]).removeprefix("::ffff:")
-                    self.callers.add(address)
-                    self.closed.pop(address, None)
-                    self._connected[event["value"]] = address
-            elif event["event"] == zmq.EVENT_DISCONNECTED:
-                if address := self._connected.pop(event["value"], ""):
-                    self.closed[address] = time.monotonic()
-            elif event["value"] == _WRONG_KEY:
-                self.wrong_keys += 1
-
-    async def close(self) -> None:
-        """Stop listening, after at most half a second for what is still on its way out."""
-        self._socket.disable_monitor()
-        with contextlib.suppress(zmq.ZMQError):  # (bind had failed)
-            self._socket.unbind(LOCAL)  # the name is free at once: closing goes on in the background
-        self._socket.close(linger=500)
-        await asyncio.sleep(0)
-
-
-class Client:
-    """An agent's end."""
-
-    def __init__(self, endpoint: str, token: str) -> None:
-        """`endpoint` is LOCAL or tcp://HOST:PORT. Connecting goes on in the background, for ever."""
-        self._socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
-        _configure(self._socket)
-        self._socket.routing_id = b"n" + os.urandom(8)  # kept over reconnections
-        public, secret = keys(token)
-        self._socket.curve_serverkey = self._socket.curve_publickey = public
-        self._socket.curve_secretkey = secret
-        self._socket.reconnect_ivl, self._socket.reconnect_ivl_max = 200, 1000
-        self._socket.connect_timeout = 2000
-        self._socket.immediate = endpoint != LOCAL  # queue nothing for a node 0 that is not there
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
-        self.closed: float | None = None  # when node 0's end closed the connection (monotonic)
-        self._socket.connect(endpoint)
-
-    async def receive(self) -> bytes:
-        """The next message of node 0, as it came."""
-        data: bytes = await self._socket.recv()
-        return data
-
-    def send(self, message: Message) -> None:
-        """Hand a message to the transport; dropped where node 0 cannot be reached."""
-        with contextlib.suppress(zmq.Again):
-            _fire(self._socket.send(encode(message), zmq.NOBLOCK))
-
-    async def watch(self) -> None:
-        """Note when node 0's end closes the connection, for as long as the client lives."""
-        while True:
-            event = zmq.utils.monitor.parse_monitor_message(await self._monitor.recv_multipart())
-            self.closed = time.monotonic() if event["event"] == zmq.EVENT_DISCONNECTED else None
-
-    def close(self) -> None:
-        """Leave, after at most half a second for what is still on its way out."""
-        self._socket.disable_monitor()
-        self._socket.close(linger=500)
-
-
-_pending: set[asyncio.Future[Any]] = set()
-
-
-def _fire(future: Any) -> None:
-    """Let a send complete on its own; what fails there shows as silence."""
-
-    def forget(done: asyncio.Future[Any]) -> None:
-        _pending.discard(done)
-        if not done.cancelled():
-            done.exception()
-
-    task = asyncio.ensure_future(future)
-    _pending.add(task)
-    task.add_done_callback(forget)
-
-
-def _configure(sock: zmq.asyncio.Socket) -> None:
-    sock.ipv6 = True
-    sock.maxmsgsize = MAX_MESSAGE
-    sock.handshake_ivl = 3000
-    sock.linger = 0

@@ -6,7 +6,7 @@ Blames
     => 10.0.0.7
 
 Blames
-    fact master @ b name=node0 address=10.0.0.1 port=29600 answer=zmq text=zmq
+    fact master @ b name=node0 address=10.0.0.1 port=29600 answer=token text=closed
     => b
 
 Spares
@@ -46,7 +46,7 @@ def check(run: Run) -> list[Finding]:
             _REMEDY,
         )
         for fact in run.of("master")
-        if fact.get("answer") == "zmq"
+        if fact.get("answer") == "token"
     ]
     return refused + ours
 
