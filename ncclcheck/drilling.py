@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from ncclcheck import __version__, drill, emulate, ending, interpreter, left_behind, printing, registry, run_token, session
+from ncclcheck import __version__, drill, emulate, ending, interpreter, left_behind, printing, registry, run_token, session, token_sharing
 from ncclcheck import cluster as clusters
 from ncclcheck.collect import host, master
 from ncclcheck.drill import Row, Trial
@@ -55,7 +55,7 @@ def run(names: Sequence[str], given: Mapping[str, Any], environ: Mapping[str, st
                 live.say(f"{number}/{len(trials)} {_line(row)}")
     except ending.Ended as ended:
         interrupted = ended.args[0]
-    except run_token.Missing as missing:
+    except token_sharing.Missing as missing:
         print(f"ncclcheck: {missing}", file=sys.stderr)
         return EXIT_CODES[Outcome.UNKNOWN]
     finally:
@@ -121,10 +121,10 @@ class _Drill:
         self._environ = environ
 
     def share_a_token(self) -> None:
-        """Have the one that all runs need where several nodes take part. Raises run_token.Missing, and Usage."""
+        """Have the one that all runs need where several nodes take part. Raises token_sharing.Missing, and Usage."""
         if not self._found or self.nodes == 1:
             return
-        token = run_token.settled(self._found, self.first, self._given, self._live.say)
+        token = token_sharing.settled(self._found, self.first, self._given, self._live.say)
         if token.insecure:
             self._cluster.append("--insecure")
             return

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from ncclcheck import __version__, outcome, run_token, safe_files, transport, triage, wire
+from ncclcheck import __version__, outcome, run_token, safe_files, token_sharing, transport, triage, wire
 from ncclcheck.agent import Agent, NodeLost, Paused
 from ncclcheck.cluster import Cluster
 from ncclcheck.collect import host, master
@@ -104,9 +104,13 @@ class _Node:
                 mine = ", ".join(sorted(found for found in self._mine() if not found.startswith(("127.", "::1", "fe80"))))
                 return self._alone([replace(seen, fields={**seen.fields, "answer": "not-ours", "text": f"{self._name} has {mine}"})])
             first = False  # another agent is node 0 there: it is told of a second one
-        self._token = self._token or await run_token.obtain(self._cluster, first, self._started + self._options.roll_call_timeout, self._say)
+        self._token = self._token or await token_sharing.obtain(self._cluster, first, self._started + self._options.roll_call_timeout, self._say)
         if not self._token:
-            fields = {"file": str(run_token.home_file()), "seconds": self._options.roll_call_timeout, "remedy": run_token.handed_on(self._cluster)}
+            fields = {
+                "file": str(run_token.home_file()),
+                "seconds": self._options.roll_call_timeout,
+                "remedy": token_sharing.handed_on(self._cluster),
+            }
             return self._alone([Fact("no-token", self._name, fields=fields)])
         key = run_token.derive_key(self._token.text)
         if not first:

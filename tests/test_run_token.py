@@ -18,7 +18,7 @@ import pytest
 from running import SOON, Job, free_port
 
 from ncclcheck import cluster as clusters
-from ncclcheck import run_token, secrets
+from ncclcheck import run_token, secrets, token_sharing
 from ncclcheck.printing import Usage
 from ncclcheck.report import json as as_json
 
@@ -152,7 +152,7 @@ def test_a_home_in_which_nothing_can_be_kept_is_said_with_what_to_do(home: Path)
 
 @pytest.mark.parametrize("source", ["flags", "torchrun", "slurm", "mpi", "kubernetes"])
 def test_the_line_that_hands_a_token_on_survives_masking_and_says_no_token(source: str, home: Path) -> None:
-    line = run_token.handed_on(clusters.Cluster(2, 1, "10.0.0.1", 29600, 1, source=source))
+    line = token_sharing.handed_on(clusters.Cluster(2, 1, "10.0.0.1", 29600, 1, source=source))
     assert secrets.mask(line) == line and run_token.own().text not in line
     assert "token" in line
 
@@ -163,7 +163,7 @@ def test_a_copied_token_is_one_that_is_used(home: Path, tmp_path_factory: pytest
     tools = tmp_path_factory.mktemp("tools")
     (tools / "scp").write_text(f'#!/bin/sh\n[ "$1" = -p ] && exec cp -p {home}/"${{2#10.0.0.1:}}" "$3"\n')
     (tools / "scp").chmod(0o755)
-    line = run_token.handed_on(clusters.Cluster(2, 1, "10.0.0.1", 29600, 1))
+    line = token_sharing.handed_on(clusters.Cluster(2, 1, "10.0.0.1", 29600, 1))
     subprocess.run(["sh", "-c", line], env={"HOME": str(elsewhere), "PATH": f"{tools}:{os.environ['PATH']}"}, check=True)
     monkeypatch.setenv("HOME", str(elsewhere))
     found = run_token.given(NOTHING)
@@ -175,7 +175,7 @@ def test_a_token_that_comes_while_a_node_looks_for_it_is_found(home: Path) -> No
 
     async def both() -> run_token.Token | None:
         cluster = clusters.Cluster(2, 1, "10.0.0.1", 29600, 1)
-        looking = asyncio.create_task(run_token.obtain(cluster, False, time.monotonic() + SOON, said.append))
+        looking = asyncio.create_task(token_sharing.obtain(cluster, False, time.monotonic() + SOON, said.append))
         while not said:
             await asyncio.sleep(0.02)
         run_token.make_at_home()

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from ncclcheck import cluster as clusters
-from ncclcheck import emulate, ending, run_token, safe_files, session, vllm_model
+from ncclcheck import emulate, ending, safe_files, session, token_sharing, vllm_model
 from ncclcheck.bench import asked, child, document, html, text, words
 from ncclcheck.bench.cells import Cell, Result
 from ncclcheck.bench.found import Found, Row
@@ -65,7 +65,7 @@ def run(model: str | None, given: Mapping[str, Any], environ: Mapping[str, str])
     try:
         with ending.signals():
             work.run()
-    except run_token.Missing as missing:
+    except token_sharing.Missing as missing:
         print(f"ncclcheck: {missing}", file=sys.stderr)
         return EXIT_CODES[Outcome.UNKNOWN]
     except ending.Ended as ended:
@@ -135,9 +135,9 @@ class _Bench:
         self._started = time.monotonic()
 
     def run(self) -> None:
-        """Measure what is not kept yet. Raises run_token.Missing, and Usage."""
+        """Measure what is not kept yet. Raises token_sharing.Missing, and Usage."""
         if self._nodes.cluster and not self._given["insecure"]:
-            self._token = run_token.settled(self._nodes.cluster, self._nodes.first, self._given, self._say).text
+            self._token = token_sharing.settled(self._nodes.cluster, self._nodes.first, self._given, self._say).text
         if self._kept:
             self._say(f"{len(self._kept)} of {len(self.plan.cells)} cells were measured before, and are kept in {self._store.folder}")
         left = [launch for launch in self.plan.launches if self._pending(launch)]
