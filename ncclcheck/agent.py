@@ -23,7 +23,7 @@ from ncclcheck.collect import bundle
 from ncclcheck.doors import Doors
 from ncclcheck.guarded import Guard
 from ncclcheck.launch import LocalLaunch, Seen
-from ncclcheck.message_limits import one_line
+from ncclcheck.message_limits import Invalid, one_line
 from ncclcheck.model import Fact
 from ncclcheck.neighbourhood import Neighbourhood
 from ncclcheck.permissions import Permissions, Refused, evidence
@@ -36,6 +36,8 @@ LOOK_AFTER = 2.0  # seconds of node 0's silence after which the way to it is tri
 SHIP = 0.5  # seconds between two reports of changes; deaths and stops are reported at once
 REPEAT = 2.0
 HELLO_EVERY = 1.0
+MOST_JOBS = 32  # orders that are carried out at once: node 0 waits for the answers to most of them
+MOST_ORDERS = 1024  # that wait for their turn
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -71,6 +73,7 @@ class Agent:
         self._permissions = permissions
         self._master = master
         self._run_id = ""
+        self._seen: set[str] = set()  # probes that ran here
         self._node_rank = -1
         self._node_folder = folder
         self._doors = doors
@@ -103,6 +106,11 @@ class Agent:
     def welcomed(self) -> bool:
         """Whether the roll call was completed with this node."""
         return self._node_rank >= 0
+
+    @property
+    def seen(self) -> frozenset[str]:
+        """The probes in which this node took part: its ranks did, or it said what it has. Of several agents of a node one speaks for all."""
+        return frozenset(self._seen) | (self._permissions.of_nodes if self._hello.task else frozenset())
 
     @property
     def lost_node0(self) -> Fact:
@@ -152,6 +160,8 @@ class Agent:
         """Take in what node 0 says, and that it says something."""
         while True:
             self._orders.append(wire.decode(await self._client.receive()))
+            if len(self._orders) > MOST_ORDERS:
+                raise Invalid(f"more than {MOST_ORDERS} messages at once")
             self._heard = self._awake.seconds
             self._news.set()
 
@@ -177,6 +187,7 @@ class Agent:
                 pass  # no order counts before there is a run
             case wire.Survey():
                 self._permissions.survey(message)
+                self._seen |= self._permissions.of_nodes
                 self._spawn(self._survey(message))
             case wire.Launch() if message.id not in self._launches and message.id not in self._ending:
                 self._start(message)
@@ -221,7 +232,9 @@ class Agent:
         return Question(evidence(records=order.records, times=True), each, self._master, self._hello.echo[0], order.peers, model)
 
     def _start(self, order: wire.Launch) -> None:
-        """Raises Refused for what this node's user did not ask for."""
+        """Raises Refused for what this node's user did not ask for, and for a second launch beside one that runs."""
+        if self._launches:
+            raise Refused(f"the launch {order.id} was ordered while {next(iter(self._launches))} runs")
         added = self._permissions.launch(order, self._node_rank, self._hello.nnodes, self._hello.nproc_per_node)
         job = start.Job(order.id, order.probes, self._master, order.port, order.nnodes, order.nproc_per_node, added)
         if spec := fault.given(added):
@@ -231,6 +244,7 @@ class Agent:
         self._around.begin()
         launch.start()
         self._launches[order.id] = launch
+        self._seen.update(order.probes)
         self._watching[order.id] = asyncio.create_task(self._watch(launch))
 
     async def _watch(self, launch: LocalLaunch) -> None:
@@ -340,4 +354,7 @@ class Agent:
             ending.result()
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        """Raises Invalid where node 0 orders more than it can wait for."""
         self._jobs.add(asyncio.create_task(work))
+        if len(self._jobs) > MOST_JOBS:
+            raise Invalid(f"more than {MOST_JOBS} orders at once")

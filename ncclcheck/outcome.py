@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from ncclcheck import __version__, documents, registry, triage, wire
+from ncclcheck import __version__, documents, received, registry, triage, wire
 from ncclcheck.members import folder
 from ncclcheck.model import Finding, ProbeResult, RankId, Report, Status
 from ncclcheck.options import Options
@@ -20,7 +20,6 @@ from ncclcheck.rollcall import node_entries
 from ncclcheck.watch import Clock, View
 
 _ROOM = wire.MAX_MESSAGE - 1024  # bytes
-UNPACKED = 16 * 2**20  # bytes
 
 
 def groups(names: Sequence[str]) -> list[list[registry.Plugin]]:
@@ -139,10 +138,4 @@ def pack(report: Report) -> bytes:
 
 
 def _fits(text: bytes, data: bytes) -> bool:
-    return len(data) <= _ROOM and len(text) <= UNPACKED and documents.count_values(text) <= documents.MOST_VALUES
-
-
-def unpack(data: bytes) -> Report:
-    """The report that arrived. Raises Invalid for what is none, or is too large."""
-    report: Report = documents.unpack(data, Report, UNPACKED)
-    return report
+    return len(data) <= _ROOM and len(text) <= received.LARGEST and documents.count_values(text) <= documents.MOST_VALUES
