@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from ncclcheck import __version__, outcome, triage, wire
+from ncclcheck import __version__, outcome, secrets, triage, wire
 from ncclcheck.agent import Agent, NodeLost, Paused
 from ncclcheck.cluster import Cluster
 from ncclcheck.collect import host, master
@@ -190,7 +190,7 @@ class _Node:
         """The report of a node on which ncclcheck itself failed; the traceback is kept beside the runs."""
         path = self._folder / f"crash-{self._name}-{os.getpid()}.txt"
         with contextlib.suppress(OSError):  # a full disk may be the very error
-            path.write_text("".join(traceback.format_exception(error)))
+            path.write_text(secrets.mask("".join(traceback.format_exception(error))))
         fields = {"type": type(error).__name__, "message": str(error), "errno": getattr(error, "errno", None), "traceback": str(path)}
         return self._alone([Fact("agent-failed", self._name, fields=fields)])
 

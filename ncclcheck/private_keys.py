@@ -7,6 +7,8 @@ import re
 import string
 from collections.abc import Iterator
 
+from ncclcheck.secret_names import is_random
+
 Span = tuple[int, int]
 
 LARGEST = 1 << 16  # characters between the beginning and the end of a key
@@ -15,6 +17,7 @@ _BODY = r"[A-Za-z0-9+/=]"
 _ALPHABET = f"{string.ascii_letters}{string.digits}+/=\\"
 _RUN = re.compile(rf"(?:(?<=\\n)|(?<=\\r)|(?<![A-Za-z0-9+/=\\])){_BODY}+")
 _TAIL = re.compile(r"(?:\\+[nr]|\x1b\[[\d;]*m|[\"',\s+)])*\Z")  # what may stand after the last run of a line
+_GOES_ON = re.compile(r"[ \t]+\S")
 _ESCAPED = re.compile(rf"(?:(?:\\+[nr]|[ \t])*+{_BODY}{{16,}}+)*+")  # what follows a beginning in its own line
 _LONG = 40  # characters that a whole line of a key has, wherever it stands in the line of a log
 _SHORT = 16  # and one where the others of the key stand, or at the end of the line
@@ -60,10 +63,10 @@ def _open(text: str, start: int, end: int, column: int) -> Iterator[Span]:
 def _cut(text: str, start: int, end: int, column: int) -> Iterator[Span]:
     """Of a key whose beginning is missing, as in the last megabytes of a log."""
     lines = [*_lines(text, start, end)]
-    if len(lines) > 1:
-        yield from _row(text, lines[-2:0:-1] + lines[:1], column, 1)
-    elif len(head := text[start:end].rstrip(_ALPHABET)) <= end - start - _SHORT:  # with escaped line ends
-        yield start + len(head), end
+    begin, stop = lines.pop()
+    if len(head := text[begin:stop].rstrip(_ALPHABET)) <= stop - begin - _SHORT:  # with escaped line ends
+        yield begin + len(head), stop
+    yield from _row(text, lines[::-1], column, 1)
 
 
 def _row(text: str, lines: list[Span], column: int, least: int) -> Iterator[Span]:
@@ -79,12 +82,14 @@ def _row(text: str, lines: list[Span], column: int, least: int) -> Iterator[Span
 
 
 def _runs(text: str, begin: int, stop: int, column: int, least: int) -> Iterator[Span]:
-    """Runs of a key's characters in a line: long ones, and those that stand where the key does or end the line."""
+    """Runs of a key's characters in a line: long ones, and those with which the line ends or that stand where the key does."""
     for run in _RUN.finditer(text, begin, stop):
         long = run.end() - run.start()
-        placed = run.start() - begin == column or (long >= least and _TAIL.fullmatch(text, run.end(), min(stop, run.end() + 64)))
-        if long >= _LONG or (long >= least and placed):
-            yield run.span()
+        if long < _LONG:
+            ends = _TAIL.fullmatch(text, run.end(), min(stop, run.end() + 64)) and long >= _SHORT and is_random(run[0])
+            if long < least or not (ends or (run.start() - begin == column and not _GOES_ON.match(text, run.end(), stop))):
+                continue
+        yield run.span()
 
 
 def _lines(text: str, start: int, end: int) -> Iterator[Span]:

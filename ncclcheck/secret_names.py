@@ -23,7 +23,7 @@ _BRIEF = {
     "jwt": r"(?<![a-z])jwt",
     "bindpw": r"bindpw",
     "requirepass": r"requirepass",
-    "pass": r"(?<=_)(?-i:PASS)|(?<=-)pass|(?<=[a-z])(?-i:Pass)|(?<=[\"'])pass(?=\\{0,8}[\"'])|(?<![\w-])pass(?=\s?=)",
+    "pass": r"(?<=_)pass|(?<=-)pass|(?<=[a-z])(?-i:Pass)|(?<=[\"'])pass(?=\\{0,8}[\"'])|(?<![\w-])pass(?=\s?=)",
     **{f"{holder}_pass": rf"(?<![a-z]){holder}_pass" for holder in _HOLDERS.split("|")},
 }
 WORDS = (*_SURE, *_BRIEF)
@@ -72,7 +72,7 @@ def is_secret(value: str, name: re.Match[str]) -> bool:
     if name["longer"]:
         return is_random(value)
     if brief := name["brief"]:
-        wordy = brief.lower() in ("auth", "pw") and _LOWER.fullmatch(value)
+        wordy = brief.lower() in ("auth", "pw", "pass") and (_LOWER.fullmatch(value) or NUMBER.fullmatch(value))
         return not (_UNWORTHY.fullmatch(value) or wordy)
     return len(value) >= _LEAST and (is_password(name) or not NUMBER.fullmatch(value))
 

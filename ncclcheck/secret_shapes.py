@@ -17,7 +17,7 @@ SHAPES = {
     ),  # GitLab, Atlassian
     **dict.fromkeys(("xoxa-", "xoxb-", "xoxe-", "xoxo-", "xoxp-", "xoxr-", "xoxs-", "xapp-"), r"[\w-]{10,}"),  # Slack
     **dict.fromkeys(("AKIA", "ASIA", "AROA", "AIDA", "AGPA", "ANPA"), r"[A-Z0-9]{12,}"),  # AWS
-    **dict.fromkeys(("AGE-SECRET-KEY-1", "tskey-", "whsec_", "lin_api_", "glsa_", "shpat_", "PMAK-", "AKCp"), r"[\w-]{16,}"),  # age, Tailscale, Grafana, ...
+    **dict.fromkeys(("AGE-SECRET-KEY-1", "tskey-", "whsec_", "lin_api_", "glsa_", "shpat_", "PMAK-"), r"[\w-]{16,}"),  # age, ...
     "AIza": r"[\w-]{30,}",  # Google
     "dapi": r"[0-9a-f]{32}",  # Databricks
     "SG.": r"[\w-]{16,}\.[\w-]{16,}",  # SendGrid
@@ -28,7 +28,8 @@ SHAPE = re.compile(rf"\b(?:{'|'.join(re.escape(start) + rest for start, rest in 
 _BETWEEN = r"(?:[\\\"'\s(]|\[(?!masked\])|b(?=[\"'])|\x1b\[[\d;]*m|%2[27]|%20){0,16}"  # a name, its sign and its value
 # Values in a known place: a word that every match contains, in lower case, and the place (`head`) with its value.
 PLACES = {
-    "authorization": rf"(?i)(?P<head>\bauthorization{_BETWEEN}(?:[\"'],\s*|=>|[:=]|%3A){_BETWEEN}(?:(?:bearer|basic|token|digest|aws4-\S+)(?:\s|%20)+)?)[^\"'\\\n]{{4,}}",
+    "authorization": rf"(?i)(?P<head>\bauthorization{_BETWEEN}(?:[\"'],\s*|=>|[:=]|%3A){_BETWEEN}"
+    r"""(?:(?:bearer|basic|token|digest|aws4-\S+)(?:\s|%20)+)?)[^"'\\\n]{4,}""",
     "cookie": rf"(?i)(?P<head>\b(?:set-)?cookie{_BETWEEN}(?:[\"'],\s*|=>|[:=]){_BETWEEN})[^\"'\\\n]{{8,}}",
     "bearer": r"(?P<head>\b(?i:bearer)\s+)(?=[A-Za-z0-9+/._~-]*[\d=])[A-Za-z0-9+/=._~-]{12,}",
     "basic": r"(?P<head>\b(?i:basic)\s+)(?=[A-Za-z0-9+/]*[\d=])[A-Za-z0-9+/=]{12,}",
@@ -37,7 +38,8 @@ PLACES = {
     "security-token": r"(?i)(?P<head>(?:[?&]|&amp;|\\u0026)x-(?:amz|goog)-security-token=)[\w%+/=.~-]{8,}",
     "accesskeyid=": r"(?i)(?P<head>accesskeyid=)[\w%]{8,}",
     "key=": r"(?i)(?P<head>[?&]key=)[\w-]{20,}",
-    "://": r"""(?P<head>://[^\s/:@"']{0,256}:)[^\s/"']{1,512}(?=@)""",  # a password may hold an @: the last one ends it
+    # a password may hold an @, the last one ends it; or a slash, where it does not begin as a port does
+    "://": r"""(?P<head>://[^\s/:@"']{0,256}:)(?:[^\s/"']{1,512}|(?!\d{1,5}/)[^\s"'@,<>]{1,512})(?=@)""",
     "@": r"(?P<head>://)(?=[A-Za-z_-]*\d)[\w-]{20,512}(?=@)",
     "login": r"(?P<head>\blogin\s+\S+\s+password\s+)\S+",  # .netrc
     "login ": r"(?P<head>\b(?:docker|podman|nerdctl|skopeo|buildah|oc|az)\s+login\b[^\n|;]{0,256}?\s-p[\s=]+)\S+",

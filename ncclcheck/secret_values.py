@@ -13,7 +13,7 @@ Span = tuple[int, int]
 _ANSI = r"(?:\x1b|\\{1,8}(?:x1b|u001b|033|e))\[[\d;]{0,16}[mK]"
 _QUOTE = r"""(?:\\{0,8}["'`]|&(?:quot|apos|\#3[49]|\#x2[27]);|%2[27]|\\{1,8}u002[27])"""
 _AROUND = rf"(?:{_ANSI}|{_QUOTE}|[ \t]|\\{{1,8}}t|[)\]](?=\s*=)){{0,64}}+"
-_SIGN = r"(?:=>|->|:=|<-|={1,3}|:{1,2}(?!//)|%3[ad]|\\{1,8}u003[ad]|&\#61;)"
+_SIGN = r"(?:=>|->|[:?+]=|<-|={1,3}|:{1,2}(?!//)|%3[ad]|\\{1,8}u003[ad]|&\#61;)"
 _TYPED = r"[ \t]*:[ \t]*(?:str|bytes|SecretStr|Optional\[\w{1,20}\]|str \| None)[ \t]*="
 _FIELD = rf"{_QUOTE}?(?:[,\s]|\\{{1,8}}[nrt]){{1,64}}+(?:- )?{_QUOTE}?value{_QUOTE}?[ \t]*[:=]"  # name: HF_TOKEN, value: ...
 _PAIR = rf"(?P<pair>{_QUOTE},[ \t]*(?=b?{_QUOTE}))"  # ('HF_TOKEN', '...')
@@ -32,11 +32,11 @@ _WORD = re.compile(r"[^\x00\n]{1,4096}(?=\x00)")  # as the kernel tells them
 _MOST_WORDS = 16  # after one option
 
 # A name and a value side by side.
-_SAID = re.compile(rf"(?i){NAME}(?:{_ANSI}|[ \t\"'`(\[|]|\b(?:is|was|to|value|set)\b){{1,16}}+(?P<value>(?![\w-]*[./]){RANDOM})")
+_SAID = re.compile(rf"(?i){NAME}(?:{_ANSI}|[ \t\"'`(\[|]|\b(?:is|was|to|value|set)\b){{1,16}}+(?P<value>(?![\w-]*(?:\.|/[\w-]*(?![\w/+=-]))){RANDOM})")
 _ALONE = re.compile(r"(?i)pass(?:word|phrase)[ \t]+(?P<value>\S{4,256})[ \t]*\r?$", re.M)  # a line of .netrc
 
 # A value: all that stands between its quotes, all that stands in brackets, or as far as nothing ends it.
-_OPENS = rf"(?:{_ANSI}|[ \t])*+(?:[bruf]{{1,2}}(?={_QUOTE}))?"
+_OPENS = rf"(?:{_ANSI}|[ \t])*+(?:[bruf]{{1,2}}(?={_QUOTE})|(?:&|!{{1,2}})\w{{1,40}}[ \t]+)?"
 _QUOTED = re.compile(rf"(?i){_OPENS}(?P<quote>'''|\"\"\"|{_QUOTE})(?P<value>(?:(?!(?<!\\)(?P=quote))[^\n]){{0,4096}})")
 _HOLDS = re.compile(rf"(?i){_OPENS}(?:[a-z_][\w.]{{0,60}}(?=[(\[](?:b?{_QUOTE}|\)))|(?=[\[{{(](?!masked\])))")
 _BARE = re.compile(

@@ -13,9 +13,10 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
+import msgspec
 from ahocorasick_rs import AhoCorasick
 
 from ncclcheck import private_keys, secret_names, secret_values
@@ -23,9 +24,11 @@ from ncclcheck.secret_shapes import PLACES, SHAPE, SHAPES
 
 MASK = "[masked]"
 Span = tuple[int, int]
+T = TypeVar("T")
 
 _A_NAME, _A_SHAPE, _KNOWN = "a name", "a shape", "a known value"
 _LEAST = 8  # characters of a value that is masked wherever it stands
+_HEAD = 4096  # bytes of a file in which a zero says that it is no text
 _MOST = 10_000  # values that are remembered
 _ORDINARY = re.compile(r"[A-Z]?[a-z]*(?:[-_./: ][A-Z]?[a-z]*)*|[A-Z]+(?:[-_ ][A-Z]+)*|[\d.,:]{1,19}")  # words, numbers
 _PATH = re.compile(r"(?:~|\.{1,2})?(?:/[\w.@+%:-]{1,64})+/?")
@@ -53,13 +56,18 @@ def mask_all(value: Any) -> Any:
     return value
 
 
+def mask_as(value: T, kind: Any) -> T:
+    """The same for what msgspec can write: facts, a report. `kind` is its type."""
+    masked: T = msgspec.convert(mask_all(msgspec.to_builtins(value)), kind)
+    return masked
+
+
 def mask_bytes(data: bytes) -> bytes:
-    """A binary dump with the values that are known covered by as many asterisks."""
+    """A file's content with every secret covered by as many asterisks, each other byte in its place; in a binary dump, values that are known."""
     _own()
-    text = data.decode("latin-1")
-    finder, kinds = _finder(len(_known))
-    found = [(start, end) for word, start, end in finder.find_matches_as_indexes(text.lower(), overlapping=True) if _KNOWN in kinds[word]]
-    return _replaced(text, found, "*").encode("latin-1") if found else data
+    text = data.decode("latin-1")  # a character for each byte
+    found = _known_spans(text) if data[:1] == b"\x80" or b"\0" in data[:_HEAD] else _spans(text)
+    return _replaced(text, found, "*").encode("latin-1")
 
 
 def learn(environ: Mapping[str, str], words: Sequence[str] = ()) -> None:
@@ -97,6 +105,7 @@ def _forms(value: str) -> Iterator[str]:
     """A value as it may be written: as it is, in JSON, in an address, and in base64, also with something before it."""
     yield from (value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], quote(value, safe=""), quote(value))
     data = value.encode("utf-8", "surrogateescape")
+    yield data.decode("latin-1")  # in a file that is read byte by byte
     for before in range(3):
         whole = base64.b64encode(b"\0" * before + data).decode()
         yield whole[(0, 2, 3)[before] : (len(data) + before) * 8 // 6]
@@ -151,6 +160,11 @@ def _spans(text: str) -> list[Span]:
     return found
 
 
+def _known_spans(text: str) -> list[Span]:
+    finder, kinds = _finder(len(_known))
+    return [(start, end) for word, start, end in finder.find_matches_as_indexes(_lowered(text), overlapping=True) if _KNOWN in kinds[word]]
+
+
 def _secrets(text: str) -> set[str]:
     return {text[start:end] for start, end in _spans(text)}
 
@@ -167,7 +181,7 @@ def _replaced(text: str, spans: Sequence[Span], cover: str = "") -> str:
     done = 0
     for start, end in places:
         secret = text[start:end]
-        parts += text[done:start], cover * len(secret) if cover else "\n".join(MASK if line else "" for line in secret.split("\n"))
+        parts += text[done:start], re.sub(r"[^\n]", cover, secret) if cover else "\n".join(MASK if line else "" for line in secret.split("\n"))
         done = end
     return "".join([*parts, text[done:]]) if parts else text
 
