@@ -38,10 +38,8 @@ def triage(paths: Sequence[str], given: Mapping[str, Any]) -> int:
         if path != "-" and not os.path.lexists(path):
             raise Usage(f"there is no {printable_name(path)!r}")
         if path != "-" and heap.is_pipe(path):
-            print(
-                f"ncclcheck: {printable_name(path)!r} is a pipe: waiting for what is written into it (at most {heap.WRITER_BOUND:g} s)",
-                file=sys.stderr,
-            )
+            waiting = f"waiting for what is written into it (at most {heap.WRITER_BOUND:g} s)"
+            print(f"ncclcheck: {printable_name(path)!r} is a pipe: {waiting}", file=sys.stderr)
     with _ending():
         return _show(_report(paths), given)
 
