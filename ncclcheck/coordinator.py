@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from ncclcheck import examination, fault, muster, outcome, paths, registry, surveying, triage, wire
+from ncclcheck import examination, fault, muster, outcome, paths, registry, standstill, surveying, triage, wire
 from ncclcheck.cluster import Cluster
 from ncclcheck.collect import host
 from ncclcheck.members import AgentLost, Members
@@ -30,7 +30,7 @@ STOP_BOUND = 8.0  # seconds in which a node must have ended its ranks
 ERROR_SETTLE = 1.0  # seconds in which what made a rank raise an error is noticed
 SETTLE = 2.0  # seconds for which a contradiction at roll call must stand (an agent that was just replaced is silent by then)
 _AMISS = ("left-over", "no-answer", "gpu-unusable")  # kinds of facts that speak against a launch that came to its end,
-_SLOW = ("slow", "slowed", "late")  # and those that say that it took long
+_SLOW = ("slow", "slowed", "late", "outage")  # and those that say that it took long, or may have
 _RECORDED = {"NCCL_DEBUG": "INFO", "TORCH_FR_BUFFER_SIZE": "2000", "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000", "TORCH_NCCL_DUMP_ON_TIMEOUT": "1"}
 _TIMED = {"TORCH_NCCL_ENABLE_TIMING": "1"}  # tells what the GPU has begun from what waits there; a launch that measures goes without
 NETWORK = ("network-unreachable", "blocked-port", "mtu-mismatch")  # causes for which no step is waited for any longer
@@ -294,12 +294,13 @@ class Coordinator:
                     break
                 if clock is Clock.ERROR:  # mostly a consequence: the death or stop that it follows from is noticed a moment later
                     await self._members.until(view.explained, ERROR_SETTLE)
-                last = view.progress
+                last, before = view.progress, dict(view.slots)
                 looked = self._seen if clock is Clock.NETWORK else []
                 question = wire.Collect(name, network=not looked, recorder=clock is Clock.STALL)
                 self._collected = facts = looked + await self._members.ask(question, wire.Collected, COLLECT_BOUND)
                 if clock is Clock.STALL and view.progress > last:
                     view.patience *= 2  # it was slow, not stuck
+                    view.facts.append(standstill.fact(before, view.paces, last, view.progress))
                     continue
                 break
             facts += await self._members.ask(wire.Stop(name), wire.Stopped, STOP_BOUND)
