@@ -285,7 +285,8 @@ class Agent:
         self._client.send(await self._trier.answer(order, self._node_rank))
 
     async def _stop(self, name: str) -> None:
-        self._client.send(wire.Stopped(name, await self.end(name)))
+        left = await self.end(name)
+        self._client.send(wire.Stopped(name, left + await self._around.outages()))
 
     async def _examine(self) -> None:
         """Bundle what is seen of the jobs on this node, and send it."""

@@ -28,7 +28,7 @@ UNDECIDED = frozenset(
 )
 """Causes that leave the question open: they make a verdict unknown, not not-ready."""
 
-SLOWER = frozenset({"slow-rank", "slow-network", "slow-link", "slow-gpu"})
+SLOWER = frozenset({"slow-rank", "slow-network", "slow-link", "slow-gpu", "link-interrupted"})
 """Causes by which a job is slower than it could be: alone they make a verdict degraded."""
 
 ENDS = frozenset({"rank-killed", "rank-died-exception", "rank-died-oom", "rank-exited-early"})
