@@ -171,6 +171,7 @@ def probe(names: tuple[str, ...], **given: Any) -> None:
 @click.option("--hosts", metavar="A,B,C", help="The hosts that should take part, node 0 first, so that a missing one can be named.")
 @click.option("--token", envvar="NCCLCHECK_TOKEN", metavar="SECRET", help="A secret that keeps others out. Better set NCCLCHECK_TOKEN.")
 @click.option("--roll-call-timeout", type=Seconds(), default="60s", show_default=True, help="How long the nodes wait for each other.")
+@click.option("--deadline", type=Seconds(), default="5m", show_default=True, help="For reading and judging; a fifth of it for one source.")
 @click.option("--run-dir", default="ncclcheck-runs", show_default=True, metavar="DIR", help="Where --live keeps what it saw.")
 @click.option("--format", "form", default="text", show_default=True, metavar="FORMAT", help="text, json, junit or prometheus.")
 @click.option("--output", metavar="FILE", help="Write the result there instead of to standard output.")

@@ -38,8 +38,8 @@ OPTIONS = {
         "--dtype", "--tp", "--pp", "--hosts", "--node-rank", "--emit", "--format", "--output",
     ],
     "triage": [
-        "paths", "--live", "--pid", "--nnodes", "--node-rank", "--master", "--hosts", "--token", "--roll-call-timeout", "--run-dir", "--format",
-        "--output",
+        "paths", "--live", "--pid", "--nnodes", "--node-rank", "--master", "--hosts", "--token", "--roll-call-timeout", "--deadline", "--run-dir",
+        "--format", "--output",
     ],
     "collect": ["--pid", "--output"],
     "list": [],
