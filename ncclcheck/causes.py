@@ -589,6 +589,11 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
             "On that host: `ps -o pid,stat,wchan:30,cmd -p PID; dmesg -T | tail -50`. State D ends with what it waits for, or with a reboot; "
             "files in /dev/shm are removed with `rm`.",
         ),
+        "evidence-unread": (
+            "Not all of the evidence was read: the time was up, or a reader gave up. Its cause may stand in the rest.",
+            "Files of gigabytes, very many files, or text made to take long; the line says which were not read, why, and how much of them was.",
+            "Give what matters alone, or more time: `ncclcheck triage --deadline 1h PATH`.",
+        ),
         "unsafe-input": (
             "A file was not read because reading it could do harm: it would run code, write outside its folder, or fill the memory.",
             "A pickle that would call functions, an archive with absolute paths or `..`, or a size beyond the limits.",
