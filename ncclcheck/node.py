@@ -214,6 +214,7 @@ class _Node:
             task_fields(cluster),
             (self._doors.first.address, self._doors.first.port),
             self._doors.found,
+            self._doors.secret,
         )
 
     def _alone(self, facts: list[Fact], run_id: str = "") -> Report:

@@ -52,6 +52,7 @@ class Hello(Message, frozen=True):
     task: Mapping[str, int] | None = None  # rank, local_rank, ... inside a launcher that starts one process per rank
     echo: tuple[str, int] = ("", 0)  # address and port to which others try the way (see paths); port 0: none
     doors: list[Door] = []  # every address by which others may come, that of `echo` first (see doors)
+    secret: bytes = b""  # by which its echoes know who belongs to the run
 
 
 class Peer(msgspec.Struct, frozen=True):
@@ -61,6 +62,7 @@ class Peer(msgspec.Struct, frozen=True):
     host: str
     address: str
     port: int
+    secret: bytes = b""  # for its echo (see ticket)
 
 
 class Roster(Message, frozen=True):
