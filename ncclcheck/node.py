@@ -257,6 +257,7 @@ class _Node:
             cast("wire.Task | None", task_fields(cluster)),
             (self._doors.first.address, self._doors.first.port),
             self._doors.found,
+            self._doors.secret,
             self._permissions.told,
         )
 
