@@ -49,7 +49,8 @@ NUMBER = re.compile(r"[\d.,]+[A-Za-z]{0,3}|\[[\d.,\s]*\]")
 RANDOM = r"(?-i:(?=[\w+/=~.-]{0,64}\d)(?=[\w+/=~.-]{0,64}[a-z])(?=[\w+/=~.-]{0,64}[A-Z])[\w+/=~.-]{12,4096}|[\da-f]{32,128}(?!\w))"  # looks like one
 _IS_RANDOM = re.compile(RANDOM)
 _UNWORTHY = re.compile(r"[-/$<\[(].*|[\d.,]{1,4}|.{1,2}|(?i:none|null|true|false)")
-_LOWER = re.compile(r"[a-z]+(?:[-_][a-z]+)*")
+_WORDS = re.compile(r"[A-Za-z_.-]+(?:\(.*)?")
+_CODE = re.compile(r"[a-z]+(?:[._][a-z]+)+")
 _LEAST = 4  # characters of a secret
 
 
@@ -70,9 +71,10 @@ def is_secret(value: str, name: re.Match[str]) -> bool:
     if name["longer"]:
         return is_random(value)
     if brief := name["brief"]:
-        wordy = brief.lower() in ("auth", "pw", "pass") and (_LOWER.fullmatch(value) or NUMBER.fullmatch(value))
-        return not (_UNWORTHY.fullmatch(value) or wordy)
-    return len(value) >= _LEAST and (is_password(name) or not NUMBER.fullmatch(value))
+        ordinary = brief in ("auth", "pw", "pass") and (_WORDS.fullmatch(value) or NUMBER.fullmatch(value))  # forward_pass: eager
+        return not (ordinary or _UNWORTHY.fullmatch(value))
+    made = name["sure"].lower().endswith(("token", "key"))  # by a program, not by somebody who likes words or numbers
+    return len(value) >= _LEAST and not (NUMBER.fullmatch(value) and not is_password(name)) and not (made and _CODE.fullmatch(value))
 
 
 def is_password(name: re.Match[str]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from ncclcheck.secret_names import NAME, NUMBER, PLAIN, RANDOM, is_password, is_random, is_secret, special, tells_of_all
+from ncclcheck.secret_names import NAME, RANDOM, is_password, is_random, is_secret, special, tells_of_all
 
 Span = tuple[int, int]
 
@@ -13,7 +13,7 @@ Span = tuple[int, int]
 _ANSI = r"(?:\x1b|\\{1,8}(?:x1b|u001b|033|e))\[[\d;]{0,16}[mK]"
 _QUOTE = r"""(?:\\{0,8}["'`]|&(?:quot|apos|\#3[49]|\#x2[27]);|%2[27]|\\{1,8}u002[27])"""
 _AROUND = rf"(?:{_ANSI}|{_QUOTE}|[ \t]|\\{{1,8}}t|[)\]](?=\s*=)){{0,64}}+"
-_SIGN = r"(?:=>|->|[:?+]=|<-|={1,3}|:{1,2}(?!//)|%3[ad]|\\{1,8}u003[ad]|&\#61;)"
+_SIGN = r"(?:=>|->|[:?+]=|<-|=|:{1,2}(?!//)|%3[ad]|\\{1,8}u003[ad]|&\#61;)"
 _TYPED = r"[ \t]*:[ \t]*(?:str|bytes|SecretStr|Optional\[\w{1,20}\]|str \| None)[ \t]*="
 _FIELD = rf"{_QUOTE}?(?:[,\s]|\\{{1,8}}[nrt]){{1,64}}+(?:- )?{_QUOTE}?value{_QUOTE}?[ \t]*[:=]"  # name: HF_TOKEN, value: ...
 _PAIR = rf"(?P<pair>{_QUOTE},[ \t]*(?=b?{_QUOTE}))"  # ('HF_TOKEN', '...')
@@ -30,14 +30,14 @@ _WORD = re.compile(r"[^\x00\n]{1,4096}(?=\x00)")  # as the kernel tells them
 _MOST_WORDS = 16  # after one option
 
 # A name and a value side by side.
-_SAID = re.compile(
-    rf"(?i){NAME}(?:{_ANSI}|[ \t\"'`(\[|]|\b(?:is|was|to|value|set)\b){{1,16}}+(?P<value>(?![\w-]*(?:\.|/[\w-]*(?![\w/+=-]))){RANDOM})"
-)
+_PLACE = r"[\w-]*\.|(?=[\w+=-]*/)[\w/+=]*?[_-]"  # a version, a host, a model or a file rather
+_SAID = re.compile(rf"(?i){NAME}(?:{_ANSI}|[ \t\"'`(\[|]|\b(?:is|was|to|value|set)\b){{1,16}}+(?P<value>(?!{_PLACE}){RANDOM})")
 _ALONE = re.compile(r"(?i)pass(?:word|phrase)[ \t]+(?P<value>\S{4,256})[ \t]*\r?$", re.M)  # a line of .netrc
 
 # A value: all that stands between its quotes, all that stands in brackets, or as far as nothing ends it.
 _OPENS = rf"(?:{_ANSI}|[ \t])*+(?:[bruf]{{1,2}}(?={_QUOTE})|(?:&|!{{1,2}})\w{{1,40}}[ \t]+)?"
 _QUOTED = re.compile(rf"(?i){_OPENS}(?P<quote>'''|\"\"\"|{_QUOTE})(?P<value>(?:(?!(?<!\\)(?P=quote))[^\n]){{0,4096}})")
+_LOOKS = re.compile(rf"(?i){_OPENS}(?:{_QUOTE})?(?P<value>{RANDOM})")
 _HOLDS = re.compile(rf"(?i){_OPENS}(?:[a-z_][\w.]{{0,60}}(?=[(\[](?:b?{_QUOTE}|\)))|(?=[\[{{(](?!masked\])))")
 _BARE = re.compile(
     rf"(?i){_OPENS}(?:(?:basic|bearer|digest|token) +)?"
@@ -77,10 +77,12 @@ def find(text: str, at: int) -> list[Span]:
 
 def _value(text: str, at: int, name: re.Match[str]) -> list[Span]:
     """The value that begins there."""
+    if name["longer"]:
+        return [found.span("value")] if (found := _LOOKS.match(text, at)) else []
     if found := _QUOTED.match(text, at):
         return [found.span("value")] if is_secret(found["value"], name) else []
-    if (found := _HOLDS.match(text, at)) and not name["brief"]:
-        return [*_leaves(text, found.end())]
+    if (found := _HOLDS.match(text, at)) and name["sure"]:
+        return [*_leaves(text, found.end(), name)]
     if not (found := _BARE.match(text, at)) or not is_secret(found["value"], name):
         return []
     start, end = found.span("value")
@@ -90,7 +92,7 @@ def _value(text: str, at: int, name: re.Match[str]) -> list[Span]:
     return [(start, end)]
 
 
-def _leaves(text: str, at: int) -> Iterator[Span]:
+def _leaves(text: str, at: int, name: re.Match[str]) -> Iterator[Span]:
     """All values inside the brackets that open there; where they are not closed, those in this line. An empty one says how far that is."""
     depth, end = 0, at
     for leaf in _LEAF.finditer(text, at, at + _LARGEST):
@@ -106,7 +108,7 @@ def _leaves(text: str, at: int) -> Iterator[Span]:
                 break
         elif not leaf["key"] and (value := leaf["quoted"] or leaf["bare"]):
             code = _CODE.fullmatch(value) and tells_of_all(value)  # os.environ["HF_TOKEN"]
-            if not (code or PLAIN.fullmatch(value) or NUMBER.fullmatch(value)):
+            if not code and is_secret(value, name) and not (leaf["bare"] and _CODE.fullmatch(value) and not is_password(name)):
                 yield leaf.span("quoted" if leaf["quoted"] else "bare")
     yield end, end
 
@@ -144,8 +146,8 @@ def _below(text: str, name: re.Match[str]) -> Iterator[Span]:
         if not (entry := _ENTRY.match(text, begin, end)):
             return
         deeper = structured and len(entry["indent"]) > len(before) - len(prefix)
-        if number == 0 and text[entry.end("indent") : entry.end("indent") + 1] in ("{", "[", "("):
-            yield from _leaves(text, entry.end("indent"))
+        if number == 0 and name["sure"] and text[entry.end("indent") : entry.end("indent") + 1] in ("{", "[", "("):
+            yield from _leaves(text, entry.end("indent"), name)
             return
         if not deeper and (number or not _SINGLE.match(text, begin)):
             return
