@@ -303,7 +303,7 @@ def obstacle(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, Callabl
 
     def put(name: str, act: Callable[[], object]) -> None:
         real = source.read
-        monkeypatch.setattr(source, "read", lambda stream, each: act() if each.endswith(name) else real(stream, each))
+        monkeypatch.setattr(source, "read", lambda stream, each, *more: act() if each.endswith(name) else real(stream, each, *more))
 
     yield put
 

@@ -38,7 +38,7 @@ OPTIONS = {
         "--dtype", "--tp", "--pp", "--hosts", "--node-rank", "--emit", "--format", "--output",
     ],
     "triage": [
-        "paths", "--live", "--pid", *ON_NODES, "--run-dir", "--format", "--output",
+        "paths", "--live", "--pid", *ON_NODES, "--deadline", "--run-dir", "--format", "--output",
     ],
     "collect": ["--pid", "--output"],
     "token": [],

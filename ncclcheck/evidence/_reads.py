@@ -99,10 +99,14 @@ class Statement:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Lines that say something only together: `read` gets the one that matches and an iterator over those that follow it."""
+    """Lines that say something only together: `read` gets the one that matches and an iterator over those that follow it.
+
+    `once`: what follows has then been read, and does not follow the next line that matches as well.
+    """
 
     pattern: str
     read: Callable[[Line, Iterator[Line]], Iterator[Fact]]
+    once: bool = False
 
 
 Read = Clue | Statement | Block

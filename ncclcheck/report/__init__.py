@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from ncclcheck import secrets
 from ncclcheck.model import ProbeResult, Report
 
@@ -28,7 +26,7 @@ def render(report: Report, format: str) -> str:
 
 def masked(report: Report) -> Report:
     """The same report with every secret in its texts masked: errors and logs quote what users wrote into them."""
-    return msgspec.convert(secrets.mask_all(msgspec.to_builtins(report)), Report)
+    return secrets.mask_as(report, Report)
 
 
 def slowest(samples: Iterable[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], list[Mapping[str, Any]]]]:

@@ -45,7 +45,7 @@ GPU: wire.Gpu = {
 TASK: wire.Task = {"rank": 1, "local_rank": 0, "node_rank": 1, "world_size": 2, "local_world_size": 1}
 HELLO0 = wire.Hello(
     wire.PROTOCOL, "1", 2, 0, 1, "node-a", 7, "flags", {"eth0": ["10.77.0.1"]}, [], {"torch": "2.11.0"}, False, None, ("10.77.0.1", 40001),
-    [msgspec.structs.replace(DOOR, address="10.77.0.1", port=40001)], wire.Permits(PROBES),
+    [msgspec.structs.replace(DOOR, address="10.77.0.1", port=40001)], bytes(16), wire.Permits(PROBES),
 )  # fmt: skip
 HELLO = msgspec.structs.replace(
     HELLO0, node_rank=1, host="node-b", addresses={"eth0": ["10.77.0.2"]}, gpus=[GPU], echo=("10.77.0.2", 40000), doors=[DOOR]
