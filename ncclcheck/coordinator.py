@@ -299,7 +299,7 @@ class Coordinator:
         try:
             while True:
                 clock, bound = await self._wait(view, planted)
-                if clock is Clock.OVER and view.complete and not view.slowed:
+                if clock is Clock.OVER and view.complete and not await bounded(lambda: view.slowed, JUDGE_BOUND):
                     break
                 if clock is Clock.ERROR:  # mostly a consequence: the death or stop that it follows from is noticed a moment later
                     await self._members.until(view.explained, ERROR_SETTLE)
@@ -315,7 +315,7 @@ class Coordinator:
         finally:
             self._ranks |= view.ranks
         facts.append(Fact("clock", fields={"which": clock.value, "bound": bound, "probe": view.current(), "name": clock.name}))
-        return view, clock, bound, view.run(facts + self._unusable_gpus(view))
+        return view, clock, bound, await _as_seen(view, facts + self._unusable_gpus(view))
 
     def _environment(self, planted: fault.Spec | None = None, *, measures: bool = False) -> dict[str, str]:
         """What a launch gets beside the user's own environment: what the probe was asked, and what makes evidence.
@@ -365,7 +365,7 @@ class Coordinator:
         self._seen = await self._members.ask(order, wire.Collected, COLLECT_BOUND, lambda: view.clock(time.monotonic()) or view.progress > last)
         if view.progress > last or view.clock(time.monotonic()):
             return False
-        return (await _concluded(view.run(self._seen)))[0].cause in NETWORK
+        return (await _concluded(await _as_seen(view, self._seen)))[0].cause in NETWORK
 
     def _unusable_gpus(self, view: View) -> list[Fact]:
         """Ranks that compute on the CPU although their node shows NVIDIA devices."""
@@ -447,6 +447,12 @@ class Coordinator:
             seconds=time.monotonic() - self._started,
             planted=self._planted,
         )
+
+
+async def _as_seen(view: View, more: list[Fact]) -> Run:
+    """A launch as triage reads it. The same holds for this (see `_concluded`)."""
+    view.compare_claims()
+    return await bounded(view.run, JUDGE_BOUND, more)
 
 
 async def _concluded(run: Run) -> list[Finding]:

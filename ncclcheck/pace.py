@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ncclcheck.model import Fact
 
@@ -22,8 +22,7 @@ NETWORK_FACTOR = 2.5  # collectives that take so much longer than at their best 
 USUAL = 0.002  # and those that take so much longer than these seconds: it may have been slow from the start
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
+class Pace(NamedTuple):
     """One reading of one rank; seconds since it began, all of them growing. `starved`: it could have run and got no CPU."""
 
     now: float
@@ -47,8 +46,9 @@ def facts(readings: Mapping[int, Sequence[Pace]], bests: Mapping[int, float] | N
     spans = {rank: last[-1] - last[0] for rank, last in lasts.items()}
     if len(spans) < 2 or any(span.seq < LEAST_CALLS for span in spans.values()):
         return []
-    halves = [{rank: _halves(last)[part] for rank, last in lasts.items()} for part in (0, 1)]
-    persists = _slow(halves[0]).keys() & _slow(halves[1]).keys()  # one hiccup makes no slow rank
+    halves = {rank: _halves(last) for rank, last in lasts.items()}
+    persists = set(_slow({rank: one for rank, (one, _) in halves.items()}))
+    persists &= _slow({rank: other for rank, (_, other) in halves.items()}).keys()  # one hiccup makes no slow rank
     found = [Fact("slow", rank=rank, fields=fields) for rank, fields in _slow(spans).items() if rank in persists]
     return [*found, *_slowed(min([*(bests or {}).values(), *(_best(all_) for all_ in readings.values())]), spans)]
 

@@ -123,7 +123,7 @@ class View:
         while len(self.blocks) > KEPT_BLOCKS:
             del self.blocks[min(self.blocks)]
 
-    def _muster(self) -> None:
+    def compare_claims(self) -> None:
         """Compare what ranks claimed since the last time, all at once: thousands of them start in the same seconds."""
         if self._unmatched:
             new = [self.claims[place] for place in sorted(self._unmatched)]
@@ -179,7 +179,7 @@ class View:
 
     def clock(self, now: float) -> tuple[Clock, float] | None:
         """What has gone wrong (or that all is over), and the bound that was used in seconds; None: go on waiting."""
-        self._muster()
+        self.compare_claims()
         for kind, clock in (
             ("gone", Clock.DEATH),
             ("stopped", Clock.STOP),
@@ -228,25 +228,26 @@ class View:
     @property
     def slowed(self) -> bool:
         """Whether the collectives take longer than they did at first: then the network is looked at, though the job goes on."""
-        return self.paced and any(fact.kind == "slowed" for fact in pace.facts(self.paces, self.bests))
+        return any(fact.kind == "slowed" for fact in self._pace())
 
     def _pace(self) -> list[Fact]:
         if not self.paced:
             return []
         lengthy = [
             Fact("lengthy", rank=rank, fields={"step": step, "longest": round(seconds, 2), "others": round(others, 2)})
-            for step, times in self.longest.items()
+            for step, times in ((step, dict(times)) for step, times in dict(self.longest).items())
             for rank in [max(times, key=lambda rank: times[rank])]  # no other one took longer than all others
             if (seconds := times[rank]) > STALL_FACTOR * (others := max((time for other, time in times.items() if other != rank), default=math.inf))
         ]
-        return [*pace.facts(self.paces, self.bests), *lengthy]
+        return [*pace.facts({rank: list(readings) for rank, readings in dict(self.paces).items()}, dict(self.bests)), *lengthy]
 
     def _late(self) -> list[Fact]:
         """Ranks that started long after the others."""
         if len(self.first_seen) < self.world_size or self.world_size < 2:
             return []
-        usual = statistics.median_low(list(self.first_seen.values()))
-        late = {rank: seen - usual for rank, seen in self.first_seen.items() if seen - usual > max(LATE, usual - self.started)}
+        first_seen = dict(self.first_seen)
+        usual = statistics.median_low(list(first_seen.values()))
+        late = {rank: seen - usual for rank, seen in first_seen.items() if seen - usual > max(LATE, usual - self.started)}
         return [Fact("late", rank=rank, fields={"seconds": round(seconds, 1)}) for rank, seconds in late.items()]
 
     def reached(self, seq: int) -> bool:
@@ -266,7 +267,7 @@ class View:
 
     def steps(self) -> list[Step]:
         """The newest step of each rank."""
-        return [self._step(self.slots[rank]) for rank in sorted(self.slots)]
+        return [self._step(slot) for _, slot in sorted(self.slots.items())]
 
     def _step(self, slot: Slot) -> Step:
         """It has a phase while the rank is inside of it; what came after it has none."""
@@ -274,11 +275,11 @@ class View:
         return replace(slot.step, phase=phase) if seq == slot.seq and slot.step.inside and not slot.local else slot.step
 
     def run(self, more: list[Fact]) -> Run:
-        """What triage reads."""
-        self._muster()
-        done = [Fact("done", self.ranks[rank].host if rank in self.ranks else None, rank) for rank, slot in self.slots.items() if slot.done]
+        """What triage reads. It copies before it looks: a thread may make it while messages come in."""
+        slots, ranks = dict(self.slots), dict(self.ranks)
+        done = [Fact("done", ranks[rank].host if rank in ranks else None, rank) for rank, slot in slots.items() if slot.done]
         facts = [*self.facts, *more, *done, *self._late(), *self._pace()]
         nameless = {
             fact.rank: RankId(fact.rank, host=fact.host or "", pid=fact.pid) for fact in facts if fact.rank is not None
         }  # died too early to say
-        return Run(self.world_size, {**nameless, **self.ranks}, self.steps(), facts)
+        return Run(self.world_size, {**nameless, **ranks}, self.steps(), facts)
