@@ -21,11 +21,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from ncclcheck import history, outcome, wire
+from ncclcheck import asking, history, outcome, wire
 from ncclcheck.agent import HELLO_EVERY, REPEAT, SHIP
 from ncclcheck.journal import Line, Slot
 from ncclcheck.launch import MOST_CALLS
 from ncclcheck.model import Evidence, Fact
+from ncclcheck.survey import Question
 
 TOKEN = "simulated"
 CALLS = 20.0  # collectives a second
@@ -63,6 +64,15 @@ class Job:
     ranks: int  # of each node
     began: float = 0.0  # time.monotonic()
     stall: float = float("inf")
+    _inventory: asyncio.Future[bytes] | None = None
+
+    async def inventory(self, question: Question, sections: tuple[str, ...]) -> bytes:
+        """What is read of this machine stands for every node, without its names and addresses."""
+        if self._inventory is None:
+            self._inventory = asyncio.get_running_loop().create_future()
+            found = await asking.inventory(question, sections, {})
+            self._inventory.set_result(asking.pack(found | {"interfaces": {"error": "simulated"}}))
+        return await self._inventory
 
     def slot(self, rank: int, now: float) -> Slot:
         """Where a rank is at a moment."""
@@ -105,6 +115,10 @@ class Node:
                 match message:
                     case wire.Welcome():
                         self._welcomed = True
+                    case wire.Survey(question=question, sections=sections):
+                        self._client.send(wire.Surveyed(await self._job.inventory(question, tuple(sections))))
+                    case wire.Try():
+                        self._client.send(wire.Tried(message.round, [self._way(target) for target in message.targets]))
                     case wire.Launch():
                         self._seen.launched += 1
                         tasks.append(asyncio.create_task(self._ship(message)))
@@ -191,6 +205,10 @@ class Node:
             ("sample", {"name": "all_reduce", "nbytes": 2**20, "dtype": "float32", "ranks": world, "correct": True, "seconds": [0.01] * 20}),
         ]
         return [Line(rank, kind, 1.0 + at / 100, 0, fields, f"rank{rank}.jsonl", at + 1) for at, (kind, fields) in enumerate(said)]  # type: ignore[arg-type]
+
+    def _way(self, target: wire.Target) -> Fact:
+        fields = {"answer": "ok", "rtt_ms": 0.1, "out_bytes_per_s": 10**9, "in_bytes_per_s": 10**9, "path_mtu": 1500}
+        return Fact("way", self._host, fields={**fields, "address": target.peer.address, "source": target.source})
 
     def _look(self) -> list[Fact]:
         """State, calls and stack of each rank, and how the network is."""

@@ -1,6 +1,6 @@
 """What node 0 takes for so many nodes: time, delay of its loop, CPU and memory, from roll call to the verdict on a rank that stopped.
 
-python tests/bench/control_plane.py [NODESxRANKS...] [--late COUNT] [--profile FILE]      1024x8 and 4096x1 if not said
+python tests/bench/control_plane.py [NODESxRANKS...] [--late COUNT] [--probes NAMES] [--profile FILE]      1024x8 and 4096x1 if not said
 
 Node 0 is a process with a real coordinator; the agents of all nodes are simulated (see tests/simulated.py) by other processes of this
 machine, and connect over loopback. docs/scale.md says what the numbers mean.
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ async def agents(port: int, nodes: int, ranks: int) -> AsyncIterator[Agents]:
             await process.wait()
 
 
-async def measure(nodes: int, ranks: int, late: int) -> dict[str, Any]:
+async def measure(nodes: int, ranks: int, late: int = 0, probes: Sequence[str] = ("training",), steady: float = STEADY) -> dict[str, Any]:
     """One run, from roll call to verdict."""
     simulated.raise_limit()
     lag, marks, row = Lag(), {}, {"nodes": nodes, "ranks": nodes * ranks}
@@ -119,7 +119,7 @@ async def measure(nodes: int, ranks: int, late: int) -> dict[str, Any]:
 
     port, server = free_port(), wire.Server(simulated.TOKEN)
     server.bind("127.0.0.1", port)
-    options = Options(probes=["training"], roll_call_timeout=BOUND, deadline=BOUND)
+    options = Options(probes=probes, force=True, roll_call_timeout=BOUND, deadline=BOUND)
     async with agents(port, nodes, ranks) as others:
         await others.heard()
         with tempfile.TemporaryDirectory() as folder:
@@ -131,17 +131,20 @@ async def measure(nodes: int, ranks: int, late: int) -> dict[str, Any]:
             deciding = asyncio.create_task(coordinator.run())
             others.say(f"go {began - HISTORY}")
             await _either(met, deciding)
-            await _either(launched, deciding)
             row |= {"roll call, s": marks["met"] - began, "lag then, s": lag.take(), "CPU then, s": cpu() - used}
             used = cpu()
-            await asyncio.sleep(STEADY)
-            row |= {"lag while ranks run, s": lag.take(), "CPU a second then": (cpu() - used) / STEADY}
+            await _either(launched, deciding)
+            if len(probes) > 1:
+                row |= {"the other probes, s": time.monotonic() - marks["met"], "lag with them, s": lag.take(), "CPU for them, s": cpu() - used}
+            used = cpu()
+            await asyncio.sleep(steady)
+            row |= {"lag while ranks run, s": lag.take(), "CPU a second then": (cpu() - used) / steady}
             if late:
                 used = cpu()
                 others.say(f"late {late}", to=0)
                 (told,) = await others.heard(of=0)
-                row |= {"late hellos": told["late"], "told so": told["told"], "their time, s": told["seconds"], "lag with them, s": lag.take()}
-                row |= {"CPU for them, s": cpu() - used}
+                row |= {"late hellos": told["late"], "told so": told["told"], "their time, s": told["seconds"], "lag with these, s": lag.take()}
+                row |= {"CPU for these, s": cpu() - used}
             used, stall = cpu(), time.monotonic() + 0.5
             others.say(f"stall {stall}")
             report = await deciding
@@ -179,10 +182,10 @@ def _peak() -> float:
     return int(line.split()[1]) * 1024 / 1e6
 
 
-def _rows(shapes: list[str], late: int, profile: str) -> Iterator[dict[str, Any]]:
+def _rows(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Node 0 in a process of its own for each shape: its memory is its own then."""
-    for shape in shapes:
-        words = [sys.executable, __file__, shape, "--late", str(late), "--one", *(["--profile", profile] if profile else [])]
+    for shape in asked.shapes:
+        words = [sys.executable, __file__, shape, "--one", f"--late={asked.late}", f"--probes={asked.probes}", f"--profile={asked.profile}"]
         done = subprocess.run(words, stdout=subprocess.PIPE, check=True, env={**os.environ, "PYTHONPATH": str(TESTS.parent)})
         yield json.loads(done.stdout)
 
@@ -192,18 +195,19 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("shapes", nargs="*", default=list(SHAPES))
     parser.add_argument("--late", type=int, default=0, help="agents that come when the roll is complete")
+    parser.add_argument("--probes", default="training", help="training, after any that look at the nodes: host,reachability,training")
     parser.add_argument("--profile", default="", help="write what cProfile saw of node 0 into this file")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one:
         nodes, ranks = (int(part) for part in asked.shapes[0].split("x"))
         with cProfile.Profile() if asked.profile else contextlib.nullcontext() as profile:
-            row = asyncio.run(measure(nodes, ranks, asked.late))
+            row = asyncio.run(measure(nodes, ranks, asked.late, asked.probes.split(",")))
         if profile:
             profile.dump_stats(asked.profile)
         print(json.dumps(row))
         return
-    rows = list(_rows(asked.shapes, asked.late, asked.profile))
+    rows = list(_rows(asked))
     names = list(rows[0])
     print(tabulate([[name, *(row[name] for row in rows)] for name in names], headers=["", *asked.shapes], floatfmt=".2f"))
 
