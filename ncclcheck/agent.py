@@ -17,14 +17,17 @@ from pathlib import Path
 
 import msgspec
 
-from ncclcheck import asking, examination, fault, paths, wire
+from ncclcheck import asking, documents, examination, fault, paths, safe_files, start, transport, wire
 from ncclcheck.bounded import Awake, bounded
 from ncclcheck.collect import bundle
 from ncclcheck.doors import Doors
 from ncclcheck.guarded import Guard
 from ncclcheck.launch import LocalLaunch, Seen
+from ncclcheck.message_limits import one_line
 from ncclcheck.model import Fact
 from ncclcheck.neighbourhood import Neighbourhood
+from ncclcheck.permissions import Permissions, Refused, evidence
+from ncclcheck.survey import Question
 from ncclcheck.trying import Trier
 
 POLL_BOUND = 30.0  # seconds that a look may take (/proc and disks may be slow)
@@ -48,21 +51,29 @@ class Agent:
     """One node's agent. `run` returns the report that node 0 sent, as JSON bytes."""
 
     def __init__(
-        self, client: wire.Client, hello: wire.Hello, folder: Path, say: Callable[[str], None], pid: int | None = None, doors: Doors | None = None
+        self,
+        client: transport.Client | transport.Local,
+        hello: wire.Hello,
+        folder: Path,
+        say: Callable[[str], None],
+        permissions: Permissions,
+        master: str,
+        doors: Doors,
     ) -> None:
-        """`folder` is where run directories are made; `say` shows one line of progress; only `pid`'s job is examined, if given.
+        """`folder` is where run directories are made; `say` shows one line of progress; `master` is node 0's address.
 
-        `doors` are where others try the ways to this node.
+        `permissions`: what this node's user lets node 0 order. `doors` are where others try the ways to this node.
         """
         self._client = client
         self._hello = hello
         self._folder = folder
         self._say = say
-        self._pid = pid
+        self._permissions = permissions
+        self._master = master
         self._run_id = ""
         self._node_rank = -1
         self._node_folder = folder
-        doors = doors or Doors()
+        self._doors = doors
         self._around = Neighbourhood(hello.host, doors.first)
         self._trier = Trier(hello.host, doors)
         self._looking: asyncio.Task[list[Fact]] | None = None  # at the network, while node 0 is silent
@@ -72,6 +83,7 @@ class Agent:
         self._news = asyncio.Event()
         self._launches: dict[str, LocalLaunch] = {}
         self._watching: dict[str, asyncio.Task[None]] = {}
+        self._faults: dict[str, fault.Spec] = {}  # launch -> what was ordered to break it, and is permitted
         self._guards: dict[str, Guard] = {}  # launch -> what breaks this node during it
         self._ending: dict[str, asyncio.Task[list[Fact]]] = {}  # launch -> its end, which nothing cuts short
         self._jobs: set[asyncio.Task[None]] = set()
@@ -100,8 +112,10 @@ class Agent:
         return Fact("agent-lost", node0.host if node0 else None, fields=fields)
 
     async def run(self) -> bytes:
-        """Take orders until the verdict comes. Raises NodeLost or Paused. Whatever happens, no rank of this node outlives it."""
-        always = [asyncio.create_task(work) for work in (self._awake.keep(), self._beat(), self._hear(), self._client.watch())]
+        """Take orders until the verdict comes. Raises NodeLost or Paused; Refused for an order that this node's user did not permit, and
+        Invalid for what no node 0 of this version sends. Whatever happens, no rank of this node outlives it.
+        """
+        always = [asyncio.create_task(work) for work in (self._awake.keep(), self._beat(), self._hear())]
         try:
             while True:
                 for task in [task for task in (*self._watching.values(), *self._jobs, *always) if task.done()]:
@@ -137,13 +151,16 @@ class Agent:
     async def _hear(self) -> None:
         """Take in what node 0 says, and that it says something."""
         while True:
-            self._orders.append(await self._client.receive())
+            self._orders.append(wire.decode(await self._client.receive()))
             self._heard = self._awake.seconds
             self._news.set()
 
+    def _is_own_door(self, address: str) -> bool:
+        return any(echo.address == address for echo in self._doors.echoes)
+
     def leave(self, reason: str) -> None:
         """Tell node 0, where it listens, that this agent goes."""
-        self._client.send(wire.Goodbye(reason))
+        self._client.send(wire.Goodbye(one_line(reason)))
 
     async def _beat(self) -> None:
         while True:
@@ -154,14 +171,14 @@ class Agent:
         match message:
             case wire.Roster(there=there, missing=missing, seconds_left=left):
                 self._say(f"roll call: {', '.join(there)} here; waiting for {', '.join(missing)} ({left:.0f} s left)")
-            case wire.Welcome(run_id=run_id, node_rank=node_rank, peers=peers, node0=node0):
-                self._around.learn(node_rank, peers, node0)
-                self._run_id, self._node_rank = run_id, node_rank
-                self._node_folder = self._folder / run_id / f"node{node_rank}-{self._hello.host}"
-                self._node_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            case wire.Welcome() if not self.welcomed:
+                self._join(message)
+            case _ if not self.welcomed:
+                pass  # no order counts before there is a run
             case wire.Survey():
+                self._permissions.survey(message)
                 self._spawn(self._survey(message))
-            case wire.Launch():
+            case wire.Launch() if message.id not in self._launches and message.id not in self._ending:
                 self._start(message)
             case wire.Collect(launch=name) if name in self._launches:
                 self._spawn(self._collect(message))
@@ -169,26 +186,48 @@ class Agent:
                 self._client.send(wire.Collected(name, []))
             case wire.Stop(launch=name):
                 self._spawn(self._stop(name))
-            case wire.Strike(launch=name) if name in self._launches:
-                self._spawn(self._strike(message))
+            case wire.Strike(launch=name) if name in self._faults and name in self._launches:
+                self._spawn(self._strike(message, self._faults.pop(name)))
             case wire.Try():
+                self._permissions.ways(message, self._is_own_door, self._master)
                 self._spawn(self._try(message))
             case wire.Examine():
+                self._permissions.examine()
                 self._spawn(self._examine())
+
+    def _join(self, order: wire.Welcome) -> None:
+        """The roll is complete, and this node has its number. Raises Refused for a number that is not its own, or peers that are no nodes."""
+        if order.node_rank >= self._hello.nnodes or self._hello.node_rank not in (None, order.node_rank):
+            raise Refused(f"the number {order.node_rank} was given to this node")
+        self._permissions.peers([*order.peers, *filter(None, [order.node0])], self._master)
+        self._around.learn(order.node_rank, order.peers, order.node0)
+        self._run_id, self._node_rank = order.run_id, order.node_rank
+        self._node_folder = safe_files.folder(self._folder, order.run_id, f"node{order.node_rank}-{self._hello.host}")
 
     async def _survey(self, order: wire.Survey) -> None:
         """Say what this node is and has."""
         try:
-            found = await asking.inventory(order.question, order.sections, {"NCCLCHECK_RUN": self._run_id})
-            self._client.send(wire.Surveyed(asking.pack(found)))
+            found = await asking.inventory(self._question(order), order.sections, {"NCCLCHECK_RUN": self._run_id})
+            self._client.send(wire.Surveyed(documents.pack(found)))
             with contextlib.suppress(OSError):  # a copy for people: a full disk is no reason to give no answer
-                await bounded((self._node_folder / "inventory.json").write_bytes, POLL_BOUND, msgspec.json.format(msgspec.json.encode(found)))
+                told = msgspec.json.format(msgspec.json.encode(found))
+                await bounded(safe_files.write, POLL_BOUND, self._node_folder / "inventory.json", told)
         except (OSError, ValueError) as error:  # TimeoutError is one
-            self._client.send(wire.Surveyed(b"", str(error)))
+            self._client.send(wire.Surveyed(b"", one_line(str(error))))
+
+    def _question(self, order: wire.Survey) -> Question:
+        each = self._hello.task["local_world_size"] if self._hello.task else self._hello.nproc_per_node
+        model = self._permissions.asked.probe_options.get("model")
+        return Question(evidence(records=order.records, times=True), each, self._master, self._hello.echo[0], order.peers, model)
 
     def _start(self, order: wire.Launch) -> None:
-        task = dict(self._hello.task) if self._hello.task else None
-        launch = LocalLaunch(order, self._node_rank, self._node_folder, self._run_id, self._hello.host, task)
+        """Raises Refused for what this node's user did not ask for."""
+        added = self._permissions.launch(order, self._node_rank, self._hello.nnodes, self._hello.nproc_per_node)
+        job = start.Job(order.id, order.probes, self._master, order.port, order.nnodes, order.nproc_per_node, added)
+        if spec := fault.given(added):
+            self._faults[order.id] = spec
+        task = None if self._hello.task is None else {name: int(number) for name, number in self._hello.task.items() if isinstance(number, int)}
+        launch = LocalLaunch(job, self._node_rank, self._node_folder, self._run_id, self._hello.host, task)
         self._around.begin()
         launch.start()
         self._launches[order.id] = launch
@@ -231,9 +270,9 @@ class Agent:
         self._ship(name, launch.take())  # so that all nodes are seen as of now
         self._client.send(wire.Collected(name, facts))
 
-    async def _strike(self, order: wire.Strike) -> None:
-        """Break this node as ordered; node 0 hears where that cannot be done."""
-        launch, spec = self._launches[order.launch], fault.parse(order.fault)
+    async def _strike(self, order: wire.Strike, spec: fault.Spec) -> None:
+        """Break this node as it was permitted when the launch began; node 0 hears where that cannot be done."""
+        launch = self._launches[order.launch]
         guard = self._guards[order.launch] = Guard(spec.name, launch.place(spec.rank, order.others, order.ports))
         if reason := await guard.struck():
             refused = Fact("not-planted", self._hello.host, spec.rank, fields={"fault": spec.name, "reason": reason})
@@ -248,10 +287,10 @@ class Agent:
     async def _examine(self) -> None:
         """Bundle what is seen of the jobs on this node, and send it."""
         try:
-            path = await bounded(lambda: bundle.write(self._node_folder, self._pid, self._say), examination.BUNDLE_BOUND)
+            path = await bounded(lambda: bundle.write(self._node_folder, self._permissions.asked.examine_pid, self._say), examination.BUNDLE_BOUND)
             pieces = examination.parts(path.read_bytes())
         except (OSError, ValueError) as error:  # TimeoutError is one
-            self._client.send(wire.Examined(0, 1, b"", f"{type(error).__name__}: {error}"))
+            self._client.send(wire.Examined(0, 1, b"", one_line(f"{type(error).__name__}: {error}")))
             return
         for number, piece in enumerate(pieces):
             self._client.send(wire.Examined(number, len(pieces), piece))

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ncclcheck import asking, registry, report, surveying, triage
+from ncclcheck import asking, interpreter, registry, report, surveying, triage
 from ncclcheck.collect import host
 from ncclcheck.model import EXIT_CODES, Report
 from ncclcheck.survey import Job, Node, Question, Section, Survey
@@ -16,6 +16,7 @@ from ncclcheck.survey import Job, Node, Question, Section, Survey
 
 def run_alone(module: str) -> None:
     """Look, judge, print, exit. `module` is the probe's `__file__`."""
+    interpreter.leave_current_folder()
     result = asyncio.run(look(Path(module).stem))
     sys.stdout.write(report.render(report.masked(result), "text"))
     sys.stdout.flush()

@@ -6,19 +6,17 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
-import zlib
 from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from ncclcheck import secrets
+from ncclcheck import documents, interpreter, secrets
 from ncclcheck.collect.inventory import Asked
 from ncclcheck.survey import Question, Section
 
 BOUND = 15.0  # seconds for the child: its own bound, and what it takes to start where many do
-LARGEST = 64 * 2**20  # bytes of its answer
-COMMAND = (sys.executable, "-m", "ncclcheck.collect.inventory")
+LARGEST = 16 * 2**20  # bytes of its answer
+COMMAND = interpreter.module("ncclcheck.collect.inventory")
 _REAPED = 0.5  # seconds in which a killed child is gone, unless it hangs in the kernel
 
 
@@ -45,17 +43,9 @@ async def inventory(
     return masked
 
 
-def pack(sections: Mapping[str, Section]) -> bytes:
-    """An inventory as it travels."""
-    return zlib.compress(msgspec.json.encode(sections))
-
-
 def unpack(data: bytes) -> dict[str, Section]:
-    """The inventory that arrived. Raises ValueError for what is none."""
-    try:
-        found: dict[str, Section] = msgspec.json.decode(zlib.decompressobj().decompress(data, LARGEST), type=dict[str, dict[str, object]])
-    except (zlib.error, msgspec.MsgspecError) as error:
-        raise ValueError(f"not an inventory: {error}") from None
+    """The inventory that arrived. Raises Invalid for what is none."""
+    found: dict[str, Section] = documents.unpack(data, dict[str, dict[str, object]], LARGEST)
     return found
 
 

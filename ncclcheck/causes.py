@@ -127,7 +127,27 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
             "An agent asked to take part with another run token (the shared secret of a run), and was refused. It is a stranger, or a node of "
             "yours that was started with another one.",
             "A node is missing from the roll call, and somebody knocked whose key does not fit.",
-            "Start every node with the same `--token`, or the same NCCLCHECK_TOKEN. Where no node gives one, all use the same public default.",
+            "Give every node the same token: `ncclcheck token` prints the one that a node uses where neither `--token`, `--token-file`, "
+            "NCCLCHECK_TOKEN nor NCCLCHECK_TOKEN_FILE says another.",
+        ),
+        "no-token": (
+            "A node found no run token (the shared secret of a run), so that it could not take part. Node 0 makes one on first use; the others "
+            "have it where the home folder is shared, and must be given it elsewhere.",
+            "The node says so at once, with the line to type; node 0 finds that it is missing.",
+            "`ncclcheck token` on node 0 prints the token. Copy `~/.config/ncclcheck/token` to that node, or `export NCCLCHECK_TOKEN` there, "
+            "before the same command.",
+        ),
+        "order-refused": (
+            "A node would not do what node 0 ordered, as the user of that node had not asked for it. A node runs the probes and plants the "
+            "faults that were named on its own command line, and no others.",
+            "The nodes were started with different commands: other probes, `--inject`, `--model` or `--allow-network-faults` on one of them.",
+            "Type the same `ncclcheck` command on every node; only `--node-rank` differs.",
+        ),
+        "invalid-message": (
+            "An agent sent what no ncclcheck of this version sends: numbers out of range, words that are none, more than fits. It was heard "
+            "no more. It is another version, it is damaged, or somebody holds the token who should not.",
+            "The verdict names the sender and the part of its message.",
+            "`ncclcheck --version` must be the same on every node. If it is, make a new token for the next run.",
         ),
         "agent-lost": (
             "The agent, the part of `ncclcheck probe` that watches a node, disappeared or cannot be reached any more. What the ranks of that "

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 
-from ncclcheck import __version__, units
+from ncclcheck import __version__, interpreter, units
 from ncclcheck.model import EXIT_CODES, USAGE, Outcome
 
 VLLM_MODES = (
@@ -58,16 +59,42 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
 
 
 def _on_nodes(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of a command that starts jobs of its own, one after the other: which nodes take part."""
-    every = "Ranks on each node. Default: one for each GPU, or 1 without any."
+    """The options of a command in which several nodes take part: which they are, and the secret that they share."""
+
+    @functools.wraps(command)
+    def run(*words: Any, **given: Any) -> None:
+        if given["insecure"] and (given["token"] or given["token_file"]):
+            raise click.UsageError("--insecure means that there is no token: leave the other out")
+        if not (given["token"] or given["token_file"]):
+            given["token"], given["token_file"] = click.get_current_context().obj
+        command(*words, **given)
+
     options = (
-        click.option("--nnodes", type=click.IntRange(1), metavar="N", help="How many nodes take part. Under a scheduler it is known."),
+        click.option("--nnodes", type=click.IntRange(1), metavar="N", help="How many nodes take part. Under a scheduler or torchrun it is known."),
         click.option("--node-rank", type=click.IntRange(0), metavar="N", help="This node's number, from 0. Without it, --master's owner is 0."),
         click.option("--master", metavar="ADDR[:PORT]", help="Address of node 0 (default port 29600); the same on every node."),
-        click.option("--nproc-per-node", type=click.IntRange(1), metavar="N", help=every),
-        click.option("--hosts", metavar="A,B,C", help="The hosts that should take part, node 0 first."),
-        click.option("--emulate", metavar="NODESxRANKS", help="Make nodes on this machine. Where there is no GPU and no scheduler: 2x2."),
+        click.option("--hosts", metavar="A,B,C", help="The hosts that should take part, node 0 first, so that a missing one can be named."),
+        click.option("--token", metavar="SECRET", help="The nodes' shared secret. Others see it in `ps`: better set NCCLCHECK_TOKEN."),
+        click.option("--token-file", metavar="FILE", help="The secret's file; or set NCCLCHECK_TOKEN_FILE.  [default: ~/.config/ncclcheck/token]"),
+        click.option("--insecure", is_flag=True, help="No secret: whoever reaches the port can take part. The verdict says so; refused as root."),
+        click.option("--roll-call-timeout", type=Seconds(), default="60s", show_default=True, help="How long the nodes wait for each other."),
     )
+    return _adding(options, run)
+
+
+def _with_ranks(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of a command that starts ranks on these nodes."""
+    every = "Ranks on each node. Default: one for each GPU, or 1 without any."
+    made = "Make nodes on this machine, e.g. 2x1: two with one rank each, in network namespaces."
+    options = (
+        click.option("--nproc-per-node", type=click.IntRange(1), metavar="N", help=every),
+        click.option("--emulate", metavar="NODESxRANKS", help=made),
+    )
+    return _adding(options, command)
+
+
+def _adding(options: Sequence[Callable[..., Any]], command: Callable[..., None]) -> Callable[..., None]:
+    """The command with these options, in this order."""
     for option in reversed(options):
         command = option(command)
     return command
@@ -75,6 +102,7 @@ def _on_nodes(command: Callable[..., None]) -> Callable[..., None]:
 
 def main() -> None:
     """The program: closed streams are no error, and an interrupt before anything was started exits with 130."""
+    interpreter.leave_current_folder()
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open as long as the process lives)
@@ -90,7 +118,8 @@ def main() -> None:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="ncclcheck")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Find the rank, host, link or setting that breaks distributed PyTorch, NCCL or vLLM.
 
     (A rank is one process of a distributed job, usually with one GPU; a node is one machine.)
@@ -99,28 +128,23 @@ def cli() -> None:
     On each node of a cluster, before a launch:
         ncclcheck probe --nnodes 2 --node-rank 0 --master 10.0.0.1      # on node 0, whose address that is
         ncclcheck probe --nnodes 2 --node-rank 1 --master 10.0.0.1      # on the other, within a minute
+    (They share a secret that node 0 makes: where the home folder is not shared, the other node says how it gets it.)
     On one machine without a GPU, to see what it does (it makes two nodes itself):
         ncclcheck probe
     To understand a word, a probe or the cause that a verdict names:
         ncclcheck explain busbw
         ncclcheck explain rank-killed
     """
+    # What a command starts inherits the environment, and nothing of it needs the secret.
+    context.obj = [os.environ.pop(name, None) for name in ("NCCLCHECK_TOKEN", "NCCLCHECK_TOKEN_FILE")]
 
 
 @cli.command()
 @click.argument("names", nargs=-1, metavar="[PROBE]...")
 @click.option("--skip", multiple=True, metavar="PROBE", help="Leave a probe out (repeatable). The verdict says so.")
-@click.option("--nnodes", type=click.IntRange(1), metavar="N", help="How many nodes take part. Under a scheduler or torchrun it is known.")
-@click.option("--node-rank", type=click.IntRange(0), metavar="N", help="This node's number, from 0. Without it, --master's owner is 0.")
-@click.option("--master", metavar="ADDR[:PORT]", help="Address of node 0 (default port 29600); the same on every node.")
-@click.option("--nproc-per-node", type=click.IntRange(1), metavar="N", help="Ranks on each node. Default: one for each GPU, or 1 without any.")
-@click.option("--hosts", metavar="A,B,C", help="The hosts that should take part, node 0 first, so that a missing one can be named.")
-@click.option("--emulate", metavar="NODESxRANKS", help="Make nodes on this machine, e.g. 2x1: two with one rank each, in network namespaces.")
+@_on_nodes
+@_with_ranks
 @click.option("--simulate-link", metavar="RATE,DELAY", help="Make the links between emulated nodes slow, e.g. 1Gbit,2ms.")
-@click.option(
-    "--token", envvar="NCCLCHECK_TOKEN", metavar="SECRET", help="A secret that keeps others out, the same on every node. Better set NCCLCHECK_TOKEN."
-)
-@click.option("--roll-call-timeout", type=Seconds(), default="60s", show_default=True, help="How long the nodes wait for each other at the start.")
 @click.option("--deadline", type=Seconds(), default="15m", show_default=True, help="For the whole run; then it is ended and judged.")
 @click.option("--budget", type=Seconds(), help="For the probe bandwidth, whose sizes grow until this is used up.  [default: 8s on GPUs, 4s on CPUs]")
 @click.option("--max-bytes", type=Size(), help="Largest message of the probe bandwidth, e.g. 1GiB.")
@@ -142,6 +166,10 @@ def probe(names: tuple[str, ...], **given: Any) -> None:
     A probe is one check. Without PROBE the default ones run (`ncclcheck list` says which). Under torchrun, srun, mpirun
     or a Kubernetes job the nodes find each other without options; on a machine with no GPU and no scheduler it makes
     two nodes of its own (--emulate 2x1). Nothing is left running, and no setting is changed.
+
+    Several nodes share a secret, the run token: NCCLCHECK_TOKEN, which srun carries (mpirun with -x), a file that
+    --token-file or NCCLCHECK_TOKEN_FILE names (a mounted Kubernetes secret), or else ~/.config/ncclcheck/token. Node 0
+    makes that file on first use; where the home folder is not shared, the others say what to type.
 
     \b
     Examples:
@@ -165,12 +193,7 @@ def probe(names: tuple[str, ...], **given: Any) -> None:
 @click.argument("paths", nargs=-1, metavar="[PATH]...")
 @click.option("--live", is_flag=True, help="Look at the distributed jobs that run on this node now, without disturbing them.")
 @click.option("--pid", type=click.IntRange(1), metavar="PID", help="With --live: only this process and its descendants.")
-@click.option("--nnodes", type=click.IntRange(1), metavar="N", help="With --live, on each of N nodes: one verdict for all of them.")
-@click.option("--node-rank", type=click.IntRange(0), metavar="N", help="This node's number, from 0. Without it, --master's owner is 0.")
-@click.option("--master", metavar="ADDR[:PORT]", help="Address of node 0 (default port 29600); the same on every node.")
-@click.option("--hosts", metavar="A,B,C", help="The hosts that should take part, node 0 first, so that a missing one can be named.")
-@click.option("--token", envvar="NCCLCHECK_TOKEN", metavar="SECRET", help="A secret that keeps others out. Better set NCCLCHECK_TOKEN.")
-@click.option("--roll-call-timeout", type=Seconds(), default="60s", show_default=True, help="How long the nodes wait for each other.")
+@_on_nodes
 @click.option("--run-dir", default="ncclcheck-runs", show_default=True, metavar="DIR", help="Where --live keeps what it saw.")
 @click.option("--format", "form", default="text", show_default=True, metavar="FORMAT", help="text, json, junit or prometheus.")
 @click.option("--output", metavar="FILE", help="Write the result there instead of to standard output.")
@@ -227,9 +250,9 @@ def collect(pid: int | None, output: str) -> None:
 @click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Plant each fault so often, each time elsewhere.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Victims and moments are drawn from it; the same on every node.")
 @_on_nodes
+@_with_ranks
 @click.option("--allow-network-faults", is_flag=True, help="On real nodes, as root: break this node's network, too, for some seconds each.")
 @click.option("--force", is_flag=True, help="Drill although other processes hold the GPUs; it may disturb them.")
-@click.option("--token", envvar="NCCLCHECK_TOKEN", metavar="SECRET", help="A secret that keeps others out. Better set NCCLCHECK_TOKEN.")
 @click.option("--run-dir", default="ncclcheck-runs", show_default=True, metavar="DIR", help="Folder for the logs, stacks and journals of every run.")
 @click.option("--format", "form", default="text", show_default=True, metavar="FORMAT", help="text, json, junit or prometheus.")
 @click.option("--output", metavar="FILE", help="Write the result there instead of to standard output.")
@@ -313,8 +336,7 @@ def plan(model: str, **given: Any) -> None:
 @click.option("--simulate-link", multiple=True, metavar="RATE,DELAY", help="Over emulated nodes once more with slow links: 1Gbit,2ms (repeatable).")
 @click.option("--again", is_flag=True, help="Measure also what is kept from before.")
 @_on_nodes
-@click.option("--token", envvar="NCCLCHECK_TOKEN", metavar="SECRET", help="A secret that keeps others out. Better set NCCLCHECK_TOKEN.")
-@click.option("--roll-call-timeout", type=Seconds(), default="60s", show_default=True, help="How long the nodes wait for each other at each start.")
+@_with_ranks
 @click.option("--deadline", type=Seconds(), default="30m", show_default=True, help="For one server with all its loads.")
 @click.option("--force", is_flag=True, help="Measure although other processes hold the GPUs; it may disturb them.")
 @click.option("--run-dir", default="ncclcheck-runs", show_default=True, metavar="DIR", help="Folder for logs, and for what was measured (bench/).")
@@ -342,6 +364,26 @@ def bench(model: str | None, **given: Any) -> None:
     from ncclcheck.bench import benching
 
     _end(lambda: benching.run(model, given, os.environ))
+
+
+@cli.command()
+def token() -> None:
+    """Print this user's run token, the secret that nodes share; it is made on first use.
+
+    It is kept in ~/.config/ncclcheck/token, which only you may read, and is used where nothing else gives one.
+
+    \b
+    Examples:
+        export NCCLCHECK_TOKEN=$(ncclcheck token)        # before srun, which carries it to every node
+        kubectl create secret generic ncclcheck --from-file ~/.config/ncclcheck/token      # after it was made
+    """
+    from ncclcheck import run_token
+
+    def work() -> int:
+        _print(run_token.own().text)
+        return 0
+
+    _end(work)
 
 
 @cli.command("list")

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import re
-import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from ncclcheck import examination, fault, muster, outcome, paths, registry, surveying, triage, wire
+from ncclcheck import __version__, examination, fault, muster, outcome, paths, permissions, registry, surveying, transport, triage, wire
 from ncclcheck.bounded import bounded
 from ncclcheck.cluster import Cluster
 from ncclcheck.collect import host
 from ncclcheck.members import AgentLost, Members
 from ncclcheck.model import Fact, Finding, ProbeResult, RankId, Report, Run, Status
-from ncclcheck.options import Options
+from ncclcheck.options import Options, run_id
 from ncclcheck.ports import free_port
 from ncclcheck.rollcall import Roll, describe_missing
 from ncclcheck.units import seconds_text
@@ -32,8 +30,6 @@ ERROR_SETTLE = 1.0  # seconds in which what made a rank raise an error is notice
 SETTLE = 2.0  # seconds for which a contradiction at roll call must stand (an agent that was just replaced is silent by then)
 _AMISS = ("left-over", "no-answer", "gpu-unusable")  # kinds of facts that speak against a launch that came to its end,
 _SLOW = ("slow", "slowed", "late")  # and those that say that it took long
-_RECORDED = {"NCCL_DEBUG": "INFO", "TORCH_FR_BUFFER_SIZE": "2000", "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000", "TORCH_NCCL_DUMP_ON_TIMEOUT": "1"}
-_TIMED = {"TORCH_NCCL_ENABLE_TIMING": "1"}  # tells what the GPU has begun from what waits there; a launch that measures goes without
 NETWORK = ("network-unreachable", "blocked-port", "mtu-mismatch")  # causes for which no step is waited for any longer
 MOST_LOOKED_AT = 8  # lost nodes to which the way is tried
 MOST_NAMED = 8  # agents that are named in a line of the roll call, and nodes that stand in the report for one that comes too late
@@ -46,19 +42,20 @@ class Coordinator:
     """Runs on node 0 only, beside its agent."""
 
     def __init__(
-        self, server: wire.Server, cluster: Cluster, options: Options, folder: Path, say: Callable[[str], None], show: Callable[[str], None]
+        self, server: transport.Server, cluster: Cluster, options: Options, folder: Path, say: Callable[[str], None], show: Callable[[str], None]
     ) -> None:
         """`folder` is where run directories are made."""
         self._server = server
         self._cluster = cluster
         self._options = options
+        self._permissions = permissions.Permissions(options)
         self._folder = folder
         self._say, self._show = say, show
         self._roll = Roll(cluster)
         self._members = Members(server, self._roll, self._refusal)
         self._world_size = cluster.nnodes * cluster.nproc_per_node
         self._started = time.monotonic()
-        self._run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+        self._run_id = run_id()
         self._results: list[ProbeResult] = []
         self._findings: list[Finding] = []
         self._lacking: list[Finding] = []  # what kept a required probe from running: it leaves the question open
@@ -88,6 +85,7 @@ class Coordinator:
             await self._find(Fact("agent-lost", host.name(), fields={"node_rank": 0, "reason": reason}))
             raise
         finally:
+            await self._members_at_fault()
             report, packed = await bounded(self._reported, REPORT_BOUND, dict(self._members.hellos()))
             await self._members.publish(packed)
             self._members.close()
@@ -142,8 +140,14 @@ class Coordinator:
         facts = [*self._roll.missing(), Fact("roll-call", host.name(), fields=fields)]
         if self._server.wrong_keys:
             known = {address for hello in self._roll.hellos.values() for found in hello.addresses.values() for address in found}
-            strangers = sorted(self._server.callers - known)
-            facts.append(Fact("stranger", fields={"addresses": strangers, "attempts": self._server.wrong_keys}))
+            strangers = sorted(self._server.wrong_keys.keys() - known)
+            facts.append(Fact("stranger", fields={"addresses": strangers, "attempts": sum(self._server.wrong_keys.values())}))
+        if others := self._server.wrong_versions:
+            spoken = {host.name(): (wire.PROTOCOL, __version__), **{there: (spoken, f"one of protocol {spoken}") for there, spoken in others.items()}}
+            facts += [
+                Fact("hello", there, fields={"conflict": "protocol", "value": number, "version": version})
+                for there, (number, version) in spoken.items()
+            ]
         return facts
 
     async def _can_run(self) -> bool:
@@ -155,21 +159,38 @@ class Coordinator:
             if 0 < len(hello.gpus) < hello.nproc_per_node:
                 facts.append(Fact("too-few-gpus", hello.host, fields={"gpus": len(hello.gpus), "nproc_per_node": hello.nproc_per_node}))
             busy = [] if self._options.force else [gpu for gpu in hello.gpus if gpu["processes"]]
-            facts += [Fact("gpu-busy", hello.host, fields=gpu) for gpu in busy]
+            facts += [Fact("gpu-busy", hello.host, fields={**gpu}) for gpu in busy]
         self._lacking += await _concluded(Run(facts=lacking)) if lacking else []
         return not lacking and (not facts or await self._find(*facts))
+
+    def _not_permitted(self) -> list[Fact]:
+        """What the users of other nodes did not ask for, as far as the roll call told: known before anything is started."""
+        facts, planted = [], fault.parse(self._options.inject) if self._options.inject else None
+        for number, hello in self._members.hellos().items():
+            permits, lacking = hello.permits, [name for name in self._options.probes if name not in hello.permits.probes]
+            reasons = [f"it was not started for {', '.join(lacking)}"] if lacking else []
+            if "model" in self._options.probe_options and not permits.model:
+                reasons.append("no --model was named there")
+            if planted and planted.rank // self._cluster.nproc_per_node == number:
+                if not permits.fault.startswith(f"{planted.name}@"):
+                    reasons.append(f"it was not started with --inject {planted.name}")
+                if not planted.plugin.get("SAFE") and not permits.network_faults:
+                    reasons.append(f"--allow-network-faults was not given there, and {planted.name} breaks its network")
+            facts += [Fact("order-refused", hello.host, fields={"reason": reason}) for reason in reasons]
+        return facts
 
     # -- a job that runs -----------------------------------------------------------------------------------------
 
     async def _examine(self) -> None:
         """Every node bundles what it sees of its jobs; the bundles are triaged together."""
         self._say("looking at the jobs on every node; nothing of them is touched")
-        silent = await self._members.examine(examination.SENT_BOUND)
+        bundles = examination.Bundles(self._folder / self._run_id)
+        silent = await self._members.examine(bundles, examination.SENT_BOUND)
         hosts = {number: hello.host for number, hello in self._members.hellos().items()}
         self._unseen += [examination.unseen(number, hosts[number], silent[number]) for number in sorted(silent)]
         for finding in self._unseen:
             self._say(finding.title)
-        paths = self._members.bundles.write(self._folder / self._run_id, hosts)
+        paths = bundles.name(hosts)
         if paths:
             try:
                 self._examined = examination.completed(await examination.judge(paths), self._unseen)
@@ -185,9 +206,12 @@ class Coordinator:
 
         After a failure with a cause nothing more is started, after a mere time-out the next one is.
         """
+        if refused := self._not_permitted():
+            await self._find(*refused)
+            return
         first, rest = surveying.split(self._options.probes)
         if first:
-            surveyor = surveying.Surveyor(self._members, self._cluster, self._options, self._environment(), self._show)
+            surveyor = surveying.Surveyor(self._members, self._cluster, self._options, self._show)
             self._results, self._findings = await surveyor.judged(first)
         if not rest or (self._stopped() is None and not await self._can_run()):
             return
@@ -283,12 +307,12 @@ class Coordinator:
         """Start the ranks, wait for their end or for what goes wrong, collect, end them all. The ranks are gone when this returns."""
         self._launches += 1
         name = f"{self._launches:02d}-{group[0].name}"
-        env = self._environment(planted, measures=any(plugin.get("MEASURES") for plugin in group))
-        self._added |= env
         master, nodes, each = self._cluster.master, self._cluster.nnodes, self._cluster.nproc_per_node
-        order = wire.Launch(name, [p.name for p in group], master, free_port(master), nodes, each, env)
+        order = self._order(name, group, planted)
+        self._added |= self._permissions.launch(order, planted.rank // each if planted else 0, nodes, each)
         wiring = muster.Order(nodes, each, master, order.port, tasks=any(hello.task for hello in self._members.hellos().values()))
         paced = all(plugin.get("PACED") for plugin in group)
+        self._members.probes = order.probes
         view = View(name, self._world_size, nodes, time.monotonic(), {p.name: self._timeout(p) for p in group}, wiring, paced=paced)
         if planted and planted.strikes == "launcher":
             view.struck = view.started
@@ -317,15 +341,24 @@ class Coordinator:
         facts.append(Fact("clock", fields={"which": clock.value, "bound": bound, "probe": view.current(), "name": clock.name}))
         return view, clock, bound, await _as_seen(view, facts + self._unusable_gpus(view))
 
-    def _environment(self, planted: fault.Spec | None = None, *, measures: bool = False) -> dict[str, str]:
-        """What a launch gets beside the user's own environment: what the probe was asked, and what makes evidence.
-
-        A variable that the user has set stays as it is, but for those of ours (NCCLCHECK_*).
-        """
+    def _order(self, name: str, group: Sequence[registry.Plugin], planted: fault.Spec | None) -> wire.Launch:
+        """What every node is told of a launch; a launch that measures goes without what times every call."""
+        options = self._options.probe_options
         gpus = any(hello.gpus for hello in self._members.hellos().values())
-        evidence = _RECORDED | ({} if measures else _TIMED) if gpus else {}
-        fault_env = {fault.VARIABLE: str(planted)} if planted else {}
-        return {"NCCLCHECK_OPTIONS": msgspec.json.encode(self._options.probe_options).decode(), **fault_env, **evidence}
+        bench = options.get("bench")
+        return wire.Launch(
+            id=name,
+            probes=[plugin.name for plugin in group],
+            port=free_port(self._cluster.master),
+            nnodes=self._cluster.nnodes,
+            nproc_per_node=self._cluster.nproc_per_node,
+            sizes={size: options[size] for size in permissions.SIZES if options.get(size)},
+            model="model" in options,
+            bench=msgspec.convert({part: bench[part] for part in ("server", "loads", "left")}, wire.Bench) if bench else None,
+            fault=wire.Fault(planted.name, planted.rank, planted.after, planted.delay) if planted else None,
+            records=gpus,
+            times=gpus and not any(plugin.get("MEASURES") for plugin in group),
+        )
 
     def _timeout(self, plugin: registry.Plugin) -> float:
         """Seconds for one probe; what the user asked for (a longer sweep, a model that takes its time to load) is on top."""
@@ -356,7 +389,7 @@ class Coordinator:
         peers = [address for number, (address, _) in echoes.items() if number != node and address]
         ports = [self._cluster.port, view.order.port]
         view.struck = time.monotonic()
-        self._members.order(node, wire.Strike(view.launch, str(planted), peers, ports))
+        self._members.order(node, wire.Strike(view.launch, peers, ports))
 
     async def _network_fails(self, view: View) -> bool:
         """Whether the network is why nothing moves: a step may take long by itself, and so is waited for, but not where its data cannot pass."""
@@ -383,6 +416,12 @@ class Coordinator:
         """Keep what these facts mean. Always False: nothing more can be run."""
         self._findings += await _concluded(Run(facts=facts))
         return False
+
+    async def _members_at_fault(self) -> None:
+        """Keep who sent invalid messages: once the roll call is complete, only who takes part matters to the verdict."""
+        settled = self._members.settled
+        if facts := [fact for fact in self._members.invalid.values() if not settled or fact.get("node_rank") is not None]:
+            await self._find(*facts)
 
     async def _lost(self, number: int, reason: str) -> None:
         """A node is gone: say who and why, end the others' ranks, keep what is known."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from ncclcheck import __version__, drill, emulate, ending, left_behind, printing, registry, session
+from ncclcheck import __version__, drill, emulate, ending, interpreter, left_behind, printing, registry, run_token, session, token_sharing
 from ncclcheck import cluster as clusters
 from ncclcheck.collect import host, master
 from ncclcheck.drill import Row, Trial
@@ -26,7 +26,7 @@ from ncclcheck.model import EXIT_CODES, Outcome, Report, Status
 from ncclcheck.printing import Usage, writable
 
 DEFAULT_SHAPE = "2x2"
-RUN_BOUND = 240.0  # seconds that one run may take; then it is ended, and that is a row of its own
+RUN_BOUND = 240.0  # seconds that one run may take once all nodes are there; then it is ended, and that is a row of its own
 _MARK = "NCCLCHECK_DRILL"  # in the environment of everything that one run of a drill starts
 HEALTHY_BUDGET = "1s"  # of the healthy job after each fault
 
@@ -48,13 +48,18 @@ def run(names: Sequence[str], given: Mapping[str, Any], environ: Mapping[str, st
     trials = drill.trials(names or known, work.nodes, work.each, given["repeat"], given["seed"])
     try:
         with ending.signals():
+            work.share_a_token()
             for number, trial in enumerate(trials, 1):
                 live.show(f"{number}/{len(trials)}: {trial.name}")
                 rows.append(row := work.trial(trial))
                 live.say(f"{number}/{len(trials)} {_line(row)}")
     except ending.Ended as ended:
         interrupted = ended.args[0]
-    live.close()
+    except token_sharing.Missing as missing:
+        print(f"ncclcheck: {missing}", file=sys.stderr)
+        return EXIT_CODES[Outcome.UNKNOWN]
+    finally:
+        live.close()
     tally = drill.Tally(rows, work.alarms)
     status, told = drill.summary(tally)
     found = Report(
@@ -71,6 +76,8 @@ def run(names: Sequence[str], given: Mapping[str, Any], environ: Mapping[str, st
         run={"ncclcheck": __version__, "seed": given["seed"], "repeat": given["repeat"], **drill.figures(tally)},
         drill=[asdict(row) for row in rows],
     )
+    if given["insecure"] and work.nodes > 1 and not shape:
+        found = run_token.marked(found)
     if work.first:
         printing.show(found, given, sys.stdout)
     elif any(not row.clean for row in rows):
@@ -82,7 +89,9 @@ class _Drill:
     """This node's part. Every node draws the same trials; the roll call of each run keeps them in step."""
 
     def __init__(self, given: Mapping[str, Any], folder: Path, shape: str | None, environ: Mapping[str, str], live: Live) -> None:
-        self._folder, self._live, self._shape = folder, live, shape
+        self._folder, self._live, self._shape, self._given = folder, live, shape, given
+        self._found: clusters.Cluster | None = None
+        self._token: int | None = None  # the descriptor in which every run finds it
         self._allowed = given["allow_network_faults"]
         self.alarms = 0  # healthy runs that were not ready
         self.seen: Sequence[Mapping[str, Any]] = []  # the nodes, as the last report has them
@@ -101,13 +110,28 @@ class _Drill:
                 raise Usage(str(error)) from None
             if found.task:
                 raise Usage("a drill is started once on each node, not once for each rank")
+            self._found = found
             self.nodes, self.each, self.first = found.nnodes, found.nproc_per_node, is_first(found)
             names = ("nnodes", "node_rank", "master", "nproc_per_node", "hosts")
             self._cluster = [word for name in names if given[name] is not None for word in (f"--{name.replace('_', '-')}", str(given[name]))]
             self._cluster += ["--allow-network-faults"] * bool(given["allow_network_faults"])
             self._gpus = bool(host.gpus())
         self._cluster += ["--force"] * bool(given["force"])
-        self._environ = {**environ, **({"NCCLCHECK_TOKEN": given["token"]} if given["token"] else {})}
+        self._cluster += ["--roll-call-timeout", f"{given['roll_call_timeout']:g}s"]
+        self._environ = environ
+
+    def share_a_token(self) -> None:
+        """Have the one that all runs need where several nodes take part. Raises token_sharing.Missing, and Usage."""
+        if not self._found or self.nodes == 1:
+            return
+        token = token_sharing.settled(self._found, self.first, self._given, self._live.say)
+        if token.insecure:
+            self._cluster.append("--insecure")
+            return
+        self._token = os.memfd_create("token")  # neither an argument nor a variable nor a file on a disk
+        os.fchmod(self._token, 0o600)
+        os.write(self._token, token.text.encode())
+        self._cluster += ["--token-file", f"/dev/fd/{self._token}"]
 
     def trial(self, trial: Trial) -> Row:
         """Plant one fault, look at what was said of it and at what is left, and see a healthy run after it."""
@@ -146,18 +170,20 @@ class _Drill:
 
     def _probe(self, probe: str, *words: str) -> tuple[Report | None, str, list[str]]:
         """One run: its report, or why there is none; and what is left of it."""
-        command = [sys.executable, "-m", "ncclcheck", "probe", probe, *self._cluster, *words, "--format", "json", "--run-dir", str(self._folder)]
+        command = interpreter.module("ncclcheck", "probe", probe, *self._cluster, *words, "--format", "json", "--run-dir", str(self._folder))
         scratch = tempfile.mkdtemp(prefix="ncclcheck-drill-")
         mark = f"{_MARK}={secrets.token_hex(8)}"
+        bound = RUN_BOUND + self._given["roll_call_timeout"]
         environ = {**self._environ, "TMPDIR": scratch, **dict([mark.split("=")])}
         try:
             with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-                process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environ)
+                passed = () if self._token is None else (self._token,)
+                process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environ, pass_fds=passed)
                 try:
-                    process.wait(RUN_BOUND)
+                    process.wait(bound)
                 except subprocess.TimeoutExpired:
                     ending.end(process)
-                    return None, f"no end within {RUN_BOUND:g} s", []
+                    return None, f"no end within {bound:g} s", []
                 except BaseException:
                     ending.end(process)
                     raise

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
+from ncclcheck import interpreter, safe_files
 from ncclcheck.model import Culprit, Evidence, Finding, Outcome, Report
 
 BUNDLE_BOUND = 75.0  # seconds in which a node's bundle must be written (its own bound is 60)
@@ -29,41 +30,52 @@ def parts(bundle: bytes) -> list[bytes]:
 
 
 class Bundles:
-    """The bundles as they arrive: node number -> its parts."""
+    """The bundles as they arrive, each in a file of the run's folder: node 0's memory must not hold them all."""
 
-    def __init__(self) -> None:
-        self._parts: dict[int, dict[int, bytes]] = {}
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._come: dict[int, set[int]] = {}  # node -> numbers of the parts that are there
         self._counts: dict[int, int] = {}
         self.failed: dict[int, str] = {}  # who could make none, and why
 
     def add(self, node: int, part: int, count: int, data: bytes, error: str) -> None:
         """One part has come; with `error`, or where it is none of a bundle, nothing more is taken from this node."""
-        if not error and not (0 <= part < count <= LARGEST // PART and count == self._counts.get(node, count) and len(data) <= PART):
+        last = part == count - 1
+        whole = len(data) == PART or (last and len(data) <= PART)
+        if not error and not (0 <= part < count <= LARGEST // PART and count == self._counts.get(node, count) and whole):
             error = f"part {part} of {count} with {len(data)} bytes is none of a bundle"
         if error:
             self.failed[node] = error
-            self._parts.pop(node, None)
+            self._come.pop(node, None)
         elif node not in self.failed:
             self._counts[node] = count
-            self._parts.setdefault(node, {})[part] = data
+            safe_files.folder(self._folder)
+            with open(safe_files.private(str(self._path(node)), os.O_WRONLY | os.O_CREAT), "wb") as file:
+                file.seek(part * PART)
+                file.write(data)
+            self._come.setdefault(node, set()).add(part)
 
     def whole(self) -> set[int]:
         """The nodes whose bundle has come."""
-        return {node for node, parts in self._parts.items() if len(parts) == self._counts[node]}
+        return {node for node, parts in self._come.items() if len(parts) == self._counts[node]}
 
     def done(self) -> set[int]:
         """The nodes of which nothing more is awaited."""
         return self.whole() | set(self.failed)
 
-    def write(self, folder: Path, hosts: Mapping[int, str]) -> list[Path]:
-        """The bundles that have come whole, as files in the folder."""
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    def name(self, hosts: Mapping[int, str]) -> list[Path]:
+        """The bundles that have come whole, each under the name of its node; what came of others is removed."""
         paths = []
-        for node in sorted(self.whole()):
-            path = folder / f"node{node}-{re.sub(r'[^A-Za-z0-9.-]', '_', hosts[node])[:128]}.tar.gz"
-            path.write_bytes(b"".join(self._parts[node][part] for part in range(self._counts[node])))
-            paths.append(path)
+        for node in sorted(self._counts):
+            if node in self.whole():
+                path = self._folder / f"node{node}-{re.sub(r'[^A-Za-z0-9.-]', '_', hosts[node])[:128]}.tar.gz"
+                paths.append(self._path(node).rename(path))
+            else:
+                self._path(node).unlink(missing_ok=True)
         return paths
+
+    def _path(self, node: int) -> Path:
+        return self._folder / f"node{node}.part"
 
 
 def unseen(number: int, host: str | None, reason: str) -> Finding:
@@ -98,7 +110,7 @@ async def judge(paths: Sequence[Path]) -> Report:
 
     Raises TimeoutError, or RuntimeError or msgspec.MsgspecError where it gives none.
     """
-    command = [sys.executable, "-m", "ncclcheck", "triage", "--format", "json", *map(str, paths)]
+    command = interpreter.module("ncclcheck", "triage", "--format", "json", *map(str, paths))
     process = await asyncio.create_subprocess_exec(*command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         async with asyncio.timeout(TRIAGE_BOUND):

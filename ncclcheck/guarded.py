@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 
 import msgspec
 
+from ncclcheck import interpreter
 from ncclcheck.fault import Place
 
 STRIKE_BOUND = 10.0  # seconds in which a fault has struck
@@ -26,7 +26,7 @@ class Guard:
     async def struck(self) -> str:
         """Break it; why that cannot be done here, or nothing."""
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "ncclcheck.guard", self._name, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+            *interpreter.module("ncclcheck.guard", self._name), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
         if self._over:  # what it was for has ended meanwhile

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import msgspec
 
-from ncclcheck import history
+from ncclcheck import history, safe_files
 from ncclcheck.model import Fact, Sample, Step
 from ncclcheck.units import bytes_text
 
@@ -96,7 +96,7 @@ class SlotWriter:
 def create_maps(folder: Path, count: int) -> None:
     """Make the shared maps for `count` ranks of this node; the agent does this before it starts them."""
     for name, each in (("slots", SLOT_BYTES), ("calls", history.RANK_BYTES)):
-        with open(folder / name, "wb") as file:
+        with open(folder / name, "wb", opener=safe_files.private) as file:
             os.posix_fallocate(file.fileno(), 0, count * each)  # on a full disk an error here, not a SIGBUS in a rank
 
 
@@ -164,7 +164,7 @@ class Journal:
 
     def __init__(self, folder: Path | None, rank: int, local_rank: int) -> None:
         """`folder` is the launch's folder made by the agent; None keeps nothing (a probe run alone)."""
-        self._file = open(folder / f"rank{rank}.jsonl", "ab", buffering=0) if folder else None  # noqa: SIM115 (open as long as the rank lives)
+        self._file = open(folder / f"rank{rank}.jsonl", "ab", 0, opener=safe_files.private) if folder else None  # noqa: SIM115 (open as long as the rank lives)
         self._slot = SlotWriter(folder / "slots" if folder else None, local_rank, rank)
         self._calls = history.words(folder / "calls" if folder else None, local_rank)
         self._signatures: dict[tuple[str, ...], int] = {}

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ncclcheck import fault, history, registry, start, wire
+from ncclcheck import fault, history, registry, safe_files, start
 from ncclcheck.bounded import bounded
 from ncclcheck.collect import master, processes, ras, recorder, stacks
 from ncclcheck.collect.host import addresses
@@ -54,19 +54,18 @@ class Seen:
 class LocalLaunch:
     """The ranks of one launch that run on this node."""
 
-    def __init__(self, order: wire.Launch, node_rank: int, node_folder: Path, run_id: str, host: str, task: Mapping[str, int] | None) -> None:
-        self.id = order.id
-        self.folder = node_folder / order.id
-        self.folder.mkdir(mode=0o700)
-        self._order = order
+    def __init__(self, job: start.Job, node_rank: int, node_folder: Path, run_id: str, host: str, task: Mapping[str, int] | None) -> None:
+        self.id = job.id
+        self.folder = safe_files.folder(node_folder, job.id, new=True)
+        self._job = job
         self._host = host
         self._node_rank = node_rank
         self._task = task
         self._marks = (f"NCCLCHECK_RUN={run_id}", f"NCCLCHECK_NODE={node_rank}")
-        started = start.of(order, node_rank, self.folder, task, self._marks, os.environ)
+        started = start.of(job, node_rank, self.folder, task, self._marks, os.environ)
         self._command, self._environ = started.command, started.environ
-        self._count = order.nproc_per_node
-        places = 1 + self._index(order.nproc_per_node - 1)
+        self._count = job.nproc_per_node
+        places = 1 + self._index(job.nproc_per_node - 1)
         create_maps(self.folder, places)
         self._reader = SlotReader(self.folder / "slots", places)
         self._histories = [history.Reader(self.folder / "calls", index) for index in range(places)]
@@ -85,7 +84,7 @@ class LocalLaunch:
         self._before = {(process.pid, process.start) for process in processes.descendants(os.getpid())}
         self._mapped: set[str] = set()  # files of /dev/shm that our processes use
         # who is killed leaves the engine's sockets (which have no room for the path of the run directory: 107 bytes) and temporary folders
-        needs = {need for probe in order.probes for need in registry.describe("probes", probe).needs}
+        needs = {need for probe in job.probes for need in registry.describe("probes", probe).needs}
         # Ray adds 64 bytes to the names of its sockets
         short = "/tmp" if "ray" in needs and len(tempfile.gettempdir()) > SHORT else None
         self._scratch = Scratch(short) if "vllm" in needs else None
@@ -98,7 +97,7 @@ class LocalLaunch:
 
     def start(self) -> None:
         """Start the launcher. Its output goes to launcher.log."""
-        with open(self.folder / "launcher.log", "wb") as log:
+        with open(self.folder / "launcher.log", "wb", opener=safe_files.private) as log:
             self._launcher = subprocess.Popen(
                 self._command, env=self._environ, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
@@ -109,7 +108,7 @@ class LocalLaunch:
 
     def place(self, rank: int, peers: Sequence[str], ports: Sequence[int]) -> fault.Place:
         """Where a fault strikes that breaks this node."""
-        interface = master.interface_to(self._order.master)
+        interface = master.interface_to(self._job.master)
         address = next(iter(addresses().get(interface, [])), "")
         pid = next((slot.pid for slot in self._slots() if slot.rank == rank), 0)
         return fault.Place(interface, address, peers, ports, pid)
@@ -248,7 +247,7 @@ class LocalLaunch:
             answer = await bounded(ras.ask, ras.BOUND, *ras.address(self._environ.get("NCCL_RAS_ADDR", "")))
         except (OSError, ValueError):  # TimeoutError is one
             return []
-        (self.folder / "ncclras.txt").write_text(answer)
+        safe_files.write(self.folder / "ncclras.txt", answer.encode("utf-8", "replace"))
         return [replace(fact, host=fact.host or self._host) for fact in text.lines(answer.splitlines(), f"{self.id}/ncclras.txt")]
 
     def _said(self) -> list[Fact]:
@@ -256,7 +255,7 @@ class LocalLaunch:
         exits = self._exits()
         started = self._slots() or self._newborn or exits  # else the launcher says what kept it from starting any rank
         refused = [] if started else self._logs.launcher()
-        return [*self._logs.ranks(master.interface_to(self._order.master)), *refused, *exits, *self._logs.kernel(self._deaths)]
+        return [*self._logs.ranks(master.interface_to(self._job.master)), *refused, *exits, *self._logs.kernel(self._deaths)]
 
     async def _until_exits_are_told(self) -> None:
         """Where a rank was gone before its exit code could be read, the launcher says it; wait for that, bounded."""

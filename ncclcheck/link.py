@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from ncclcheck import interpreter
 from ncclcheck.units import parse_seconds
 
 READY_BOUND = 15.0  # seconds in which the link has become slow
@@ -83,7 +84,7 @@ def kept(link: Link | None, interface: str, peers: Sequence[str]) -> Iterator[No
     if link is None or not peers:
         yield
         return
-    command = [sys.executable, "-m", "ncclcheck.link", interface, str(link), *peers]
+    command = interpreter.module("ncclcheck.link", interface, str(link), *peers)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
         assert process.stdin and process.stdout and process.stderr
         try:

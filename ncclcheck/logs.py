@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ncclcheck import triage
+from ncclcheck import safe_files, triage
 from ncclcheck.collect import kernel_log
 from ncclcheck.evidence import text, traceback
 from ncclcheck.model import Evidence, Fact
@@ -101,7 +101,7 @@ class Logs:
         lines = kernel_log.since(self._began) if killed else []
         if not lines:
             return []
-        (self._folder / "kernel.log").write_text("\n".join(lines) + "\n")
+        safe_files.write(self._folder / "kernel.log", ("\n".join(lines) + "\n").encode("utf-8", "replace"))
         victims = [death.rank for death in killed if death.code == -signal.SIGKILL]
         facts = []
         for fact in text.lines(lines, self._file("kernel.log")):

@@ -9,15 +9,20 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from ncclcheck import paths, wire
+import msgspec
+
+from ncclcheck import arrivals, paths, transport, wire
+from ncclcheck.arrivals import MOST_BYTES_OF_A_RANK, Sender
 from ncclcheck.bounded import Awake
 from ncclcheck.examination import Bundles
 from ncclcheck.latecomers import Latecomers
+from ncclcheck.message_limits import Invalid, one_line
 from ncclcheck.model import Fact
 from ncclcheck.rollcall import Roll
 from ncclcheck.watch import View
 
 ACK_BOUND = 5.0  # seconds in which every node must have acknowledged the verdict
+MOST_INVALID = 64  # senders of invalid messages that are remembered
 TURN = 0.1  # seconds after which a condition is looked at again, whatever was heard
 LOOKING = 0.1  # of the time at most: what thousands of nodes say in a row is looked at once
 
@@ -29,7 +34,7 @@ class AgentLost(Exception):
 class Members:
     """Everybody who said hello; after `settle`, those who take part."""
 
-    def __init__(self, server: wire.Server, roll: Roll, refusal: Callable[[Sequence[wire.Hello]], bytes]) -> None:
+    def __init__(self, server: transport.Server, roll: Roll, refusal: Callable[[Sequence[wire.Hello]], bytes]) -> None:
         """`refusal` makes the report for agents that come when the roll is complete."""
         self._server = server
         self._roll = roll
@@ -49,12 +54,15 @@ class Members:
         self._news = asyncio.Event()
         self._run_id = ""
         self._tasks: list[asyncio.Task[None]] = []
+        self._bytes: dict[bytes, tuple[str, int]] = {}  # who -> a launch, and the bytes of what was reported of it
+        self.invalid: dict[bytes, Fact] = {}  # who sent what no agent of this version sends, and is heard no more
         self.view: View | None = None  # the launch whose progress is taken in
-        self.bundles = Bundles()
+        self.probes: Sequence[str] = ()  # that it runs
+        self.bundles: Bundles | None = None  # where bundles are awaited
 
     def open(self) -> None:
         """Begin to listen."""
-        always = (self._awake.keep(), self._listen(), self._beat(), self._server.watch(), self._late.answer())
+        always = (self._awake.keep(), self._listen(), self._beat(), self._late.answer())
         self._tasks = [asyncio.create_task(work) for work in always]
 
     def close(self) -> None:
@@ -122,8 +130,7 @@ class Members:
 
     def tell(self, message: wire.Message) -> None:
         """Send to everybody who takes part; before `settle`, to everybody who said hello."""
-        for peer in self._numbers or self._roll.hellos:
-            self._server.send(peer, message)
+        self._server.send_all(self._numbers or self._roll.hellos, message)
 
     def order(self, number: int, message: wire.Message) -> None:
         """Send to one node."""
@@ -199,17 +206,18 @@ class Members:
     def _any_surveyed(self, asked: Mapping[int, float]) -> bool:
         return not self._surveyed.keys().isdisjoint(asked)
 
-    async def examine(self, seconds: float) -> dict[int, str]:
-        """Have every node bundle what it sees (see `bundles`); node -> why nothing came of it, for each that could not, or not in time.
+    async def examine(self, bundles: Bundles, seconds: float) -> dict[int, str]:
+        """Have every node bundle what it sees; node -> why nothing came of it, for each that could not, or not in time.
 
         A node that is lost meanwhile does not end it: what the others see is wanted all the more. Raises AgentLost for node 0.
         """
+        self.bundles = bundles
         self.tell(wire.Examine())
         lost: dict[int, str] = {}
         end = time.monotonic() + seconds
         while True:
             try:
-                await self.until(lambda: self.bundles.done() >= set(self._numbers.values()), end - time.monotonic())
+                await self.until(lambda: bundles.done() >= set(self._numbers.values()), end - time.monotonic())
                 break
             except AgentLost as gone:
                 number, reason = gone.args
@@ -218,7 +226,7 @@ class Members:
                 self.drop(number)
                 lost[number] = f"its agent was lost: {reason}"
         late = {number: f"nothing came in {seconds:g} s" for number in self._numbers.values()}
-        return {number: why for number, why in (late | lost | self.bundles.failed).items() if number not in self.bundles.whole()}
+        return {number: why for number, why in (late | lost | bundles.failed).items() if number not in bundles.whole()}
 
     async def try_ways(self, orders: Mapping[int, wire.Try], seconds: float) -> dict[int, wire.Tried]:
         """Have each of these nodes try its ways, all in one round; node -> its answer. Who gives none in time is left out."""
@@ -240,34 +248,74 @@ class Members:
 
     async def _listen(self) -> None:
         while True:
-            peer, message = await self._server.receive()
-            if peer in self._roll.hellos or not self.settled:
-                self._heard[peer] = self._awake.seconds
-            match message:
-                case wire.Hello() if not self.settled:
-                    self._roll.add(peer, message)
-                case wire.Hello() if peer in self._numbers:  # our welcome was lost
-                    self._server.send(peer, self._welcomes[peer])
-                case wire.Hello():
-                    self._late.add(peer, message)
-                case wire.Progress() if self.view and message.launch == self.view.launch and peer in self._numbers:
-                    self.view.update(peer, self._numbers[peer], self._folder(peer), message, time.monotonic())
-                case wire.Collected() | wire.Stopped() if peer in self._numbers:
-                    facts = [fact.placed(self._folder(peer)) for fact in message.facts]
-                    self._answers.setdefault((type(message), message.launch), {})[peer] = facts
-                case wire.Surveyed() if peer in self._numbers:
-                    self._surveyed[self._numbers[peer]] = message
-                case wire.Examined(part=part, count=count, data=data, error=error) if peer in self._numbers:
-                    self.bundles.add(self._numbers[peer], part, count, data, error)
-                case wire.Tried() if peer in self._numbers:
-                    self._tried[self._numbers[peer]] = message
-                case wire.Ack():
-                    self._acks.add(peer)
-                case wire.Goodbye(reason=reason):
-                    self._left[peer] = reason
-                    if not self.settled:
-                        self._roll.drop(peer)
+            peer, data = await self._server.receive()
+            if peer in self.invalid:
+                continue
+            try:
+                self._take_in(peer, wire.decode(data), len(data))
+            except Exception as error:  # whatever a peer says must not end the run
+                self._refuse(peer, str(error) if isinstance(error, Invalid) else f"{type(error).__name__}: {error}")
             self._news.set()
+
+    def _refuse(self, peer: bytes, reason: str) -> None:
+        """Hear this peer no more: it said what no agent of this version says."""
+        number, hello = self._numbers.get(peer), self._roll.hellos.get(peer)
+        if len(self.invalid) < MOST_INVALID:
+            fields = {"node_rank": number, "reason": one_line(reason)}
+            self.invalid[peer] = Fact("invalid-message", hello.host if hello else None, fields=fields)
+        self._server.end(peer)
+        if number is not None:
+            self._left[peer] = f"it sent an invalid message: {one_line(reason)}"
+        elif not self.settled:
+            self._roll.drop(peer)
+
+    def _take_in(self, peer: bytes, message: wire.Any_, nbytes: int) -> None:
+        """What one peer says. Raises Invalid, or whatever it leads to where it is not what it should be."""
+        match message:
+            case wire.Hello() if not self.settled:
+                self._heard[peer] = self._awake.seconds
+                self._roll.add(peer, message)
+            case wire.Hello() if peer in self._numbers:  # our welcome was lost
+                self._heard[peer] = self._awake.seconds
+                self._server.send(peer, self._welcomes[peer])
+            case wire.Hello():
+                self._late.add(peer, message)
+            case wire.Ack() if peer in self._settled or peer in self._roll.hellos:
+                self._acks.add(peer)
+            case wire.Goodbye(reason=reason) if peer in self._roll.hellos:
+                self._left[peer] = reason
+                if not self.settled:
+                    self._roll.drop(peer)
+            case _ if peer in self._numbers:
+                self._heard[peer] = self._awake.seconds
+                self._take_in_from_node(peer, message, nbytes)
+
+    def _take_in_from_node(self, peer: bytes, message: wire.Any_, nbytes: int) -> None:
+        """What a node that takes part says of itself."""
+        number, folder = self._numbers[peer], self._folder(peer)
+        sender = Sender.of(number, self._roll.hellos[peer], self.probes)
+        match message:
+            case wire.Progress() if self.view and message.launch == self.view.launch:
+                self._count(peer, message.launch, nbytes, len(sender.ranks))
+                self.view.update(peer, number, folder, arrivals.progress(message, sender), time.monotonic())
+            case wire.Collected() | wire.Stopped():
+                self._answers.setdefault((type(message), message.launch), {})[peer] = [
+                    fact.placed(folder) for fact in arrivals.facts(message.facts, sender)
+                ]
+            case wire.Surveyed():
+                self._surveyed[number] = message
+            case wire.Examined(part=part, count=count, data=data, error=error) if self.bundles:
+                self.bundles.add(number, part, count, data, error)
+            case wire.Tried():
+                self._tried[number] = msgspec.structs.replace(message, facts=arrivals.facts(message.facts, sender))
+
+    def _count(self, peer: bytes, launch: str, nbytes: int, ranks: int) -> None:
+        """Raises Invalid where a node reports more of one launch than its ranks can have to say."""
+        known, before = self._bytes.get(peer, ("", 0))
+        total = nbytes + (before if known == launch else 0)
+        self._bytes[peer] = launch, total
+        if total > (most := MOST_BYTES_OF_A_RANK * (1 + ranks)):
+            raise Invalid(f"more than {most >> 20} MiB of progress in one launch")
 
     async def _beat(self) -> None:
         while True:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from ncclcheck import __version__, registry, triage, wire
+from ncclcheck import __version__, documents, registry, triage, wire
 from ncclcheck.members import folder
 from ncclcheck.model import Finding, ProbeResult, RankId, Report, Status
 from ncclcheck.options import Options
@@ -23,7 +23,7 @@ _ROOM = wire.MAX_MESSAGE - 1024  # bytes
 _TOGETHER = 32 * 2**20  # bytes of all copies of a report: node 0 may have to keep them until they are read
 _FEW = 8  # findings, of each of them so many ranks, hosts and lines, where all would be too much,
 _TEXT = 1000  # and so many characters of each text
-UNPACKED = 256 * 2**20  # bytes
+UNPACKED = 16 * 2**20  # bytes
 
 
 def groups(names: Sequence[str]) -> list[list[registry.Plugin]]:
@@ -130,8 +130,9 @@ def pack(report: Report, readers: int = 1) -> bytes:
     """The report as it travels: compressed JSON, without what would be too much for so many readers."""
     room = min(_ROOM, _TOGETHER // max(1, readers))
     for fitting in _ever_shorter(report):
-        data = zlib.compress(msgspec.json.encode(fitting))
-        if len(data) <= room:
+        text = msgspec.json.encode(fitting)
+        data = zlib.compress(text)
+        if len(data) <= room and len(text) <= UNPACKED and documents.count_values(text) <= documents.MOST_VALUES:
             break
     return data
 
@@ -161,9 +162,6 @@ def _short(finding: Finding) -> Finding:
 
 
 def unpack(data: bytes) -> Report:
-    """The report that arrived. Raises ValueError for one that is not, or that would not fit into UNPACKED bytes."""
-    try:
-        text = zlib.decompressobj().decompress(data, UNPACKED)
-    except zlib.error as error:
-        raise ValueError(f"not a report: {error}") from None
-    return msgspec.json.decode(text, type=Report)
+    """The report that arrived. Raises Invalid for what is none, or is too large."""
+    report: Report = documents.unpack(data, Report, UNPACKED)
+    return report

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ncclcheck import __version__, assemble, printing, report
+from ncclcheck import __version__, assemble, printing, report, safe_files
 from ncclcheck import triage as rules
 from ncclcheck.evidence import heap
 from ncclcheck.evidence._archives import printable_name
 from ncclcheck.live import Live
 from ncclcheck.model import EXIT_CODES, Outcome, Report
-from ncclcheck.options import Options
+from ncclcheck.options import Options, run_id
 from ncclcheck.printing import Usage
 
 ABOUT_NODES = ("nnodes", "node_rank", "master", "hosts")  # options by which nodes find each other
@@ -40,7 +38,10 @@ def triage(paths: Sequence[str], given: Mapping[str, Any]) -> int:
         if path != "-" and not os.path.lexists(path):
             raise Usage(f"there is no {printable_name(path)!r}")
         if path != "-" and heap.is_pipe(path):
-            print(f"ncclcheck: {printable_name(path)!r} is a pipe: waiting for what is written into it", file=sys.stderr)
+            print(
+                f"ncclcheck: {printable_name(path)!r} is a pipe: waiting for what is written into it (at most {heap.WRITER_BOUND:g} s)",
+                file=sys.stderr,
+            )
     with _ending():
         return _show(_report(paths), given)
 
@@ -55,6 +56,8 @@ def collect(pid: int | None, output: str) -> int:
             path = bundle.write(Path(output), pid, live.show)
     finally:
         live.close()
+    if said := safe_files.exposed(path.parent):
+        print(f"ncclcheck: {said}", file=sys.stderr)
     print(path, flush=True)
     return 0
 
@@ -87,8 +90,7 @@ def _live(paths: Sequence[str], given: Mapping[str, Any]) -> int:
     from ncclcheck.collect import bundle
 
     live = Live(sys.stderr, enabled=True)
-    into = folder / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
-    into.mkdir(mode=0o700)
+    into = safe_files.folder(folder, run_id(), new=True)
     try:
         bundle.gather(into, given["pid"], live.show)
     except ValueError as error:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from ncclcheck import report
+from ncclcheck import report, safe_files
 from ncclcheck.model import Report
+
+_WITHOUT_EVIDENCE = ("prometheus",)  # numbers, for a collector that runs as another user
+_FOR_OTHERS = 0o666  # as far as the user's umask allows
 
 
 class Usage(Exception):
@@ -22,9 +26,18 @@ def check(given: Mapping[str, Any]) -> None:
     if given["form"] not in report.formats():
         raise Usage(f"--format {given['form']} is not known; choose from {', '.join(report.formats())}")
     if given["output"]:
-        writable(Path(given["output"]).resolve().parent)
-        if Path(given["output"]).is_dir():
-            raise Usage(f"cannot write to {given['output']}: Is a directory")
+        check_output(given["output"])
+
+
+def check_output(output: str) -> None:
+    """Raises Usage where nothing can be written there, or another user's file or link is there."""
+    try:
+        safe_files.check(Path(output))
+    except safe_files.Refused as error:
+        raise Usage(f"--output: {error}") from None
+    except OSError as error:
+        place = output if isinstance(error, IsADirectoryError) else Path(output).absolute().parent
+        raise Usage(f"cannot write to {place}: {error.strerror}") from None
 
 
 def show(result: Report, given: Mapping[str, Any], out: TextIO, brief: bool = False) -> None:
@@ -36,7 +49,7 @@ def show(result: Report, given: Mapping[str, Any], out: TextIO, brief: bool = Fa
     else:
         rendered = report.render(result, given["form"])
     if given["output"]:
-        Path(given["output"]).write_text(rendered, encoding="utf-8")
+        safe_files.write(Path(given["output"]), rendered.encode(), _FOR_OTHERS if given["form"] in _WITHOUT_EVIDENCE else 0o600)
         return
     with contextlib.suppress(BrokenPipeError):  # who closed the pipe has read enough
         out.write(rendered)
@@ -44,10 +57,15 @@ def show(result: Report, given: Mapping[str, Any], out: TextIO, brief: bool = Fa
 
 
 def writable(folder: Path) -> Path:
-    """A folder in which files can be made; it is made if need be. Raises Usage."""
+    """A folder of this user in which files can be made; it is made if need be. Who else may write around it is said. Raises Usage."""
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        safe_files.folder(folder)
         with tempfile.TemporaryFile(dir=folder):
-            return folder
+            said = safe_files.exposed(folder) or safe_files.exposed(folder.absolute().parent)
+    except safe_files.Refused as error:
+        raise Usage(str(error)) from None
     except OSError as error:
         raise Usage(f"cannot write to {folder}: {error.strerror}") from None
+    if said:
+        print(f"ncclcheck: {said}", file=sys.stderr)
+    return folder

@@ -23,7 +23,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from ncclcheck import fault, muster, parent, registry, units
+from ncclcheck import fault, interpreter, muster, parent, registry, safe_files, units
 from ncclcheck.collect import host
 from ncclcheck.journal import Journal, fact_fields, sample_fields
 from ncclcheck.model import Device, Fact, RankId, Sample
@@ -61,11 +61,11 @@ def main(probes: list[str]) -> int:
 
 def _settle(folder: Path, rank: int) -> None:
     """Output to a file, stacks on SIGUSR2, and no end but the agent's."""
-    log = os.open(folder / f"rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    log = safe_files.private(f"{folder}/rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # at the interpreter's end faulthandler goes first: whoever asks then must not kill us
-    faulthandler.register(signal.SIGUSR2, open(folder / f"rank{rank}.stack", "w"), all_threads=True)  # noqa: SIM115
+    faulthandler.register(signal.SIGUSR2, open(folder / f"rank{rank}.stack", "w", opener=safe_files.private), all_threads=True)  # noqa: SIM115
     faulthandler.enable()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, when a peer fails; it kills us after its shutdown time-out
     parent.follow(int(os.environ.get("NCCLCHECK_PARENT", os.getppid())))
@@ -188,6 +188,7 @@ def _watchdog(rank: int, seconds: float) -> None:
 
 def run_alone(module: str) -> None:
     """What `torchrun -m ncclcheck.probes.NAME` does. `module` is the probe's `__file__`."""
+    interpreter.leave_current_folder()
     sys.exit(importlib.import_module("ncclcheck.rank").main([Path(module).stem]))
 
 

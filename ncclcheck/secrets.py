@@ -26,9 +26,9 @@ _NAMED = re.compile(rf"""(?i)(?P<head>{_NAME}[\\"']*\s?[=:]\s*[\\"'({{]*)(?P<val
 _FLAG = re.compile(rf"""(?i)(?P<head>(?<![\w-])--?[\w-]*?{_NAME}["']*(?:,[ \t]*|[ \t]+)["']?)(?P<value>(?!-){_VALUE})""")
 _ASSIGNS = re.compile(rf"""(?i){_NAME}[\\"']*\s?(?P<sign>[=:,\s])""")
 _DASHED = re.compile(r"(?<![\w-])--?[\w-]*\Z")
-# What such a name may hold without being a secret: a number, a truth, a variable, a special token, a file's path.
+# What such a name may hold without being a secret: a number, a truth, a variable, a command's output, a special token, a file's path.
 _PLAIN = re.compile(
-    r"(?i)[\d.,]+[a-z]{0,3}|none|null|true|false|\$\{?\w+\}?|<[^>]*>?|\[masked\]?|\[[\d.,\s]*\]|\*+|(?:/[\w.@+-]+)+\.(?:json|ya?ml|txt|pem|key|conf|cfg|ini)"
+    r"(?i)[\d.,]+[a-z]{0,3}|none|null|true|false|\$\{?\w+\}?|\$\([a-z]+|<[^>]*>?|\[masked\]?|\[[\d.,\s]*\]|\*+|(?:/[\w.@+-]+)+\.(?:json|ya?ml|txt|pem|key|conf|cfg|ini)"
 )
 _SPECIAL = re.compile(
     r"(?i)(?:eos|bos|pad|unk|sep|cls|mask|image|video|audio|stop|start|end|begin|next|first|last|per|prompt|input|output|think|draft)[_-]?$"
@@ -49,6 +49,7 @@ _SHAPES = {
     **dict.fromkeys(("AKIA", "ASIA", "AROA", "AIDA", "AGPA", "ANPA"), r"[A-Z0-9]{12,}"),  # AWS
     "AIza": r"[\w-]{30,}",  # Google
     "dapi": r"[0-9a-f]{32}",  # Databricks
+    "ncct_": r"[0-9a-f]{32}",  # ours (see run_token)
     "SG.": r"[\w-]{16,}\.[\w-]{16,}",  # SendGrid
     "eyJ": r"(?:[\w-]{8,}\.[\w-]{8,}[\w.-]*|[\w+/-]{40,}=*)",  # a JSON web token; bare base64 of JSON, as Neptune's
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from ncclcheck import cluster as clusters
-from ncclcheck import drill, emulate, fault, link, namespaces, node, printing, registry, vllm_layout
+from ncclcheck import drill, emulate, fault, link, namespaces, node, printing, registry, run_token, vllm_layout
 from ncclcheck.collect import host, hub
 from ncclcheck.live import Live
 from ncclcheck.model import EXIT_CODES, Outcome
@@ -59,7 +58,8 @@ def take_part(options: Options, folder: Path, given: Mapping[str, Any], environ:
     _fits(options, found.nnodes * found.nproc_per_node)
     if found.nnodes == 1:  # of several, whoever lacks it is named by node 0
         _has_model(given)
-    return _take_part(found, options, given["token"] or node.DEFAULT_TOKEN, folder, given, sys.stdout, sys.stderr)
+    token = run_token.given(given) if found.nnodes > 1 else run_token.fresh()
+    return _take_part(found, options, token, folder, given, sys.stdout, sys.stderr)
 
 
 def suite() -> list[str]:
@@ -104,6 +104,7 @@ def _options(names: Sequence[str], given: Mapping[str, Any]) -> Options:
         deadline=given["deadline"],
         force=given["force"],
         inject=given["inject"],
+        allow_network_faults=given["allow_network_faults"],
         probe_options={**model, **limits},
         link=_link(given),
     )
@@ -184,7 +185,8 @@ def _emulate(text: str, options: Options, given: Mapping[str, Any], folder: Path
     if 0 < gpus < nodes * ranks:
         print(f"ncclcheck: {gpus} GPU(s) are too few for {nodes * ranks} ranks: emulating with Gloo on the CPU", file=sys.stderr)
         os.environ["CUDA_VISIBLE_DEVICES"], gpus = "", 0
-    token = given["token"] or secrets.token_hex(16)
+    token = run_token.fresh()
+    run_token.derive_key(token.text)  # once, before the nodes are forked
     with contextlib.ExitStack() as stack:
         quiet = [cast(TextIO, stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8"))) for _ in range(nodes)]
 
@@ -213,15 +215,17 @@ def _emulate(text: str, options: Options, given: Mapping[str, Any], folder: Path
         return codes[alive] if alive is not None else 128 - codes[0]
 
 
-def _take_part(found: clusters.Cluster, options: Options, token: str, folder: Path, given: Mapping[str, Any], out: TextIO, err: TextIO) -> int:
+def _take_part(
+    found: clusters.Cluster, options: Options, token: run_token.Token | None, folder: Path, given: Mapping[str, Any], out: TextIO, err: TextIO
+) -> int:
     live = Live(err, enabled=True)
     try:
         result = node.run(found, options, token, folder, live.say, live.show)
     except node.Interrupted as interrupted:
-        live.close()
         live.say("ncclcheck: interrupted; everything that was started has been ended")
         return 128 + int(interrupted.args[0])
-    live.close()
+    finally:
+        live.close()
     if not (found.task and found.task.local_rank):  # of the processes of one node, the first speaks for all
         try:
             printing.show(result, given, out, brief=found.nnodes > FULL_REPORT_NODES and found.node_rank != 0)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ncclcheck import fault, wire
+from ncclcheck import interpreter
 from ncclcheck.collect import recorder
 
 MONITOR = 0.5  # seconds between torchrun's own looks at its ranks: what it has not reaped yet shows us how it ended
@@ -22,36 +21,47 @@ class Start:
     environ: dict[str, str]
 
 
-def of(order: wire.Launch, node_rank: int, folder: Path, task: Mapping[str, int] | None, marks: Sequence[str], environ: Mapping[str, str]) -> Start:
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What one node is to start. `added` is what the ranks get beside the user's own environment (see permissions)."""
+
+    id: str
+    probes: Sequence[str]
+    master: str
+    port: int
+    nnodes: int
+    nproc_per_node: int
+    added: Mapping[str, str]
+
+
+def of(job: Job, node_rank: int, folder: Path, task: Mapping[str, int] | None, marks: Sequence[str], environ: Mapping[str, str]) -> Start:
     """With torchrun, or, inside a launcher that starts one process per rank (`task`), this process's rank as its child.
 
     `environ` is the user's, `folder` the launch's; by `marks` ("NAME=value") everything that is started is found again.
     """
     made = {
-        **{name: value for name, value in order.env.items() if not name.startswith("NCCLCHECK_")},
+        **{name: value for name, value in job.added.items() if not name.startswith("NCCLCHECK_")},
         **recorder.environment(folder),
         **environ,  # what the user has set wins over what we would add for evidence
-        **{name: value for name, value in order.env.items() if name.startswith("NCCLCHECK_")},
+        **{name: value for name, value in job.added.items() if name.startswith("NCCLCHECK_")},
         **dict(mark.split("=", 1) for mark in marks),
         "NCCLCHECK_DIR": str(folder),
         "NCCLCHECK_PARENT": str(os.getpid()),
         "PYTHONUNBUFFERED": "1",
+        "PYTHONSAFEPATH": "1",  # torchrun starts its ranks with `python -m`: a torch.py in the current folder is not the torch under test
     }
-    planted = fault.given(made)
-    if planted and planted.strikes == "launcher" and planted.rank // order.nproc_per_node != node_rank:
-        del made[fault.VARIABLE]  # it strikes the victim's launcher only
     surrounding = ("TORCHELASTIC_", "PET_") if task is None else ("TORCHELASTIC_",)  # of a torchrun around us, whose store must not be used
     own = {name: value for name, value in made.items() if not name.startswith(surrounding)}
-    return _torchrun(order, node_rank, folder, own) if task is None else _single(order, task, own)
+    return _torchrun(job, node_rank, folder, own) if task is None else _single(job, task, own)
 
 
-def _torchrun(order: wire.Launch, node_rank: int, folder: Path, environ: Mapping[str, str]) -> Start:
+def _torchrun(job: Job, node_rank: int, folder: Path, environ: Mapping[str, str]) -> Start:
     flags = {
-        "nnodes": order.nnodes,
+        "nnodes": job.nnodes,
         "node-rank": node_rank,
-        "nproc-per-node": order.nproc_per_node,
-        "master-addr": order.master,
-        "master-port": order.port,
+        "nproc-per-node": job.nproc_per_node,
+        "master-addr": job.master,
+        "master-port": job.port,
         "max-restarts": 0,
         "monitor-interval": MONITOR,
         "log-dir": folder / "torchrun",  # else it leaves a folder in /tmp
@@ -61,18 +71,18 @@ def _torchrun(order: wire.Launch, node_rank: int, folder: Path, environ: Mapping
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),  # else it leaves a folder in /tmp
         "OMP_NUM_THREADS": "1",  # torchrun's own default, said without its warning
     }
-    command = [sys.executable, "-m", "ncclcheck.torchrun", *words, "-m", "ncclcheck.rank", *order.probes]
+    command = interpreter.module("ncclcheck.torchrun", *words, "-m", "ncclcheck.rank", *job.probes)
     return Start(command, {**unless_set, **environ, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "2"})
 
 
-def _single(order: wire.Launch, task: Mapping[str, int], environ: Mapping[str, str]) -> Start:
+def _single(job: Job, task: Mapping[str, int], environ: Mapping[str, str]) -> Start:
     wiring = {
         "RANK": str(task["rank"]),
         "LOCAL_RANK": str(task["local_rank"]),
         "GROUP_RANK": str(task["node_rank"]),
         "WORLD_SIZE": str(task["world_size"]),
         "LOCAL_WORLD_SIZE": str(task["local_world_size"]),
-        "MASTER_ADDR": order.master,
-        "MASTER_PORT": str(order.port),
+        "MASTER_ADDR": job.master,
+        "MASTER_PORT": str(job.port),
     }
-    return Start([sys.executable, "-m", "ncclcheck.rank", *order.probes], {**environ, **wiring})
+    return Start(interpreter.module("ncclcheck.rank", *job.probes), {**environ, **wiring})

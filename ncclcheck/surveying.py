@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ncclcheck import asking, registry, triage, ways, wire
+from ncclcheck import arrivals, asking, registry, triage, ways, wire
 from ncclcheck.bounded import bounded
 from ncclcheck.cluster import Cluster
 from ncclcheck.members import AgentLost, Members
 from ncclcheck.model import Fact, Finding, ProbeResult, Run, Status
 from ncclcheck.options import Options
-from ncclcheck.survey import Job, Node, NodeProbe, Question, Section, Survey, note
+from ncclcheck.survey import Job, Node, NodeProbe, Section, Survey, note
 
 ANSWER_BOUND = asking.BOUND + 5.0  # seconds in which a node must have answered
 JUDGE_BOUND = 20.0  # seconds for what is judged of all nodes by one probe
@@ -32,10 +32,8 @@ def split(names: Sequence[str]) -> tuple[list[registry.Plugin], list[str]]:
 class Surveyor:
     """Asks and judges, once."""
 
-    def __init__(
-        self, members: Members, cluster: Cluster, options: Options, environment: Mapping[str, str], show: Callable[[str], None] = lambda _: None
-    ) -> None:
-        """`environment` is what a launch would add to each rank's; `show` shows what is done."""
+    def __init__(self, members: Members, cluster: Cluster, options: Options, show: Callable[[str], None] = lambda _: None) -> None:
+        """`show` shows what is done."""
         self._members = members
         self._options = options
         self._show = show
@@ -44,7 +42,6 @@ class Surveyor:
         self._addresses = [hello.echo[0] for hello in self._nodes.values()]
         tasks = [hello.task for hello in self._nodes.values() if hello.task]
         each = tasks[0]["local_world_size"] if tasks else cluster.nproc_per_node
-        self._environment = {name: value for name, value in environment.items() if not name.startswith("NCCLCHECK_")}
         asked = options.probe_options
         self._job = Job(
             len(self._nodes), each, cluster.master, asked.get("model"), emulated=bool(options.emulated),
@@ -76,7 +73,8 @@ class Surveyor:
 
     async def _ask(self, sections: list[str]) -> list[Node]:
         """What every node says of itself."""
-        orders = {number: wire.Survey(self._question(number), sections) for number in self._nodes}
+        records = any(hello.gpus for hello in self._nodes.values())
+        orders = {number: wire.Survey(sections, self._peers(number), records) for number in self._nodes}
         at_once = EMULATED_AT_ONCE if self._options.emulated else len(orders)
         answers = await self._members.survey(orders, ANSWER_BOUND, at_once)
 
@@ -88,11 +86,10 @@ class Surveyor:
 
         return await bounded(read, JUDGE_BOUND)
 
-    def _question(self, number: int) -> Question:
+    def _peers(self, number: int) -> list[str]:
         place = self._places[number] + 1
         others = itertools.islice(itertools.chain(self._addresses[place:], self._addresses[: place - 1]), MOST_PEERS)
-        peers = [address for address in others if address]
-        return Question(self._environment, self._job.nproc_per_node, self._job.master, self._nodes[number].echo[0], peers, self._job.model)
+        return [address for address in others if address]
 
 
 async def judge(name: str, probe: NodeProbe, seen: Survey, *, forced: bool = False) -> tuple[ProbeResult, list[Finding]]:
@@ -169,7 +166,7 @@ def _sections(names: Sequence[str], answer: wire.Surveyed | None) -> dict[str, S
     why = f"no answer in {ANSWER_BOUND:g} s" if answer is None else answer.error
     if answer is not None and not why:
         try:
-            return asking.unpack(answer.inventory)
+            return arrivals.sections(names, asking.unpack(answer.inventory))
         except ValueError as error:
             why = str(error)
     return {name: {"error": why} for name in names}

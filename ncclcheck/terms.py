@@ -36,8 +36,8 @@ TERMS: Mapping[str, str] = {
     "master": "Node 0, and the address under which all others find it (MASTER_ADDR and MASTER_PORT for the ranks, --master for the agents).",
     "roll call": "The first thing that `ncclcheck probe` does: every agent reports to node 0's. It names the nodes that did not come, and where two "
     "contradict each other.",
-    "run token": "The secret that the agents of one run share (--token or NCCLCHECK_TOKEN), so that nobody else takes part. Without one a public "
-    "default is used.",
+    "run token": "The secret that the agents of one run share, so that nobody else takes part: NCCLCHECK_TOKEN, a file that --token-file names, or "
+    "~/.config/ncclcheck/token, which node 0 makes on first use and `ncclcheck token` prints.",
     "network namespace": "A network of its own inside one machine, with its own interfaces and addresses. The Linux kernel makes it; an emulated "
     "node lives in one.",
     "rendezvous": "How the ranks of a job find each other: each comes to one address and waits until all are there. It fails when an address is "

@@ -13,7 +13,19 @@ from ncclcheck.evidence import text
 from ncclcheck.model import Culprit, Evidence, Fact, Finding, Outcome, ProbeResult, Run, Status, Verdict
 from ncclcheck.rules import _reading as reading
 
-UNDECIDED = frozenset({"agent-lost", "insufficient-evidence", "permission-denied", "probe-crashed", "rpc-timeout", "unsafe-input"})
+UNDECIDED = frozenset(
+    {
+        "agent-lost",
+        "insufficient-evidence",
+        "invalid-message",
+        "no-token",
+        "order-refused",
+        "permission-denied",
+        "probe-crashed",
+        "rpc-timeout",
+        "unsafe-input",
+    }
+)
 """Causes that leave the question open: they make a verdict unknown, not not-ready."""
 
 SLOWER = frozenset({"slow-rank", "slow-network", "slow-link", "slow-gpu"})

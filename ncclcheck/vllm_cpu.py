@@ -1,7 +1,8 @@
 """What vLLM's CPU platform gets wrong and a run of ours corrects in it, in every process of the engine; on GPUs nothing is touched.
 
-Shared memory: its ranks agree on the name of a segment and use it instead of Gloo. Under vLLM's own launchers the name is
-unique to a node; under torchrun it is the same constant on every node, and for every job, so traffic would bypass the network.
+Shared memory: where its kernels have it (on x86 those for AVX-512; those for AVX2 do not, and Gloo carries every group), its ranks
+agree on the name of a segment and use it instead of Gloo. Under vLLM's own launchers the name is unique to a node; under torchrun it
+is the same constant on every node, and for every job, so traffic would bypass the network.
 Pipeline buffers: with enforce_eager nothing runs before the first request, so the stages after the first have no buffer for
 what the stage before them sends, and fail with an AssertionError at the first token.
 Ray: it names no resource of Ray's, and so cannot be scheduled; there, the GPUs count that `ray start --num-gpus` states.
@@ -23,7 +24,7 @@ SCHEDULED = "vLLM's CPU platform: Ray schedules its workers by the GPUs that its
 SENTENCES = (NAMED, BUFFERED, SCHEDULED)
 
 _log = logging.getLogger("vllm.plugins.ncclcheck")  # below vLLM's own, which prints
-_corrected: list[str] = []  # in this process
+_corrected: list[str] = []  # in this process: what came to be used there
 
 
 def plugin() -> None:
@@ -36,26 +37,28 @@ def correct() -> None:
     """Correct vLLM's CPU platform in this process, before it makes its groups. Once is enough, more do no harm; other platforms are left alone."""
     from vllm.platforms import current_platform
 
-    if not current_platform.is_cpu() or NAMED in _corrected:
+    if not current_platform.is_cpu():
         return
     from vllm.distributed.device_communicators import cpu_communicator
 
+    if cpu_communicator.CpuCommunicator.__init__.__module__ == __name__:
+        return  # done before
     _name_shared_memory(cpu_communicator._CPUSHMDistributed)
     _await_groups(cpu_communicator.CpuCommunicator)
-    _note(NAMED)
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # who asks Ray for workers, and those: vllm_ray sets it for both
         current_platform.ray_device_key = "GPU"
         _note(SCHEDULED)
 
 
 def corrected() -> tuple[str, ...]:
-    """A sentence for each thing that was corrected in this process."""
+    """A sentence for each thing that was corrected in this process, and was used there."""
     return tuple(_corrected)
 
 
 def _note(sentence: str) -> None:
-    _corrected.append(sentence)
-    _log.info(sentence)
+    if sentence not in _corrected:
+        _corrected.append(sentence)
+        _log.info(sentence)
 
 
 def network() -> str:
@@ -66,7 +69,7 @@ def network() -> str:
 
 
 def backend(group: Any) -> str:
-    """What carries this group of vLLM's: "nccl", "gloo", or on one node without GPUs "shared memory"."""
+    """What carries this group of vLLM's: "nccl", "gloo", or on one node without GPUs, where vLLM's kernels for its CPU have it, "shared memory"."""
     import torch.distributed as dist
 
     carrier = getattr(group.device_communicator, "dist_module", None)
@@ -83,6 +86,7 @@ def _name_shared_memory(shared: Any) -> None:
     node = f"{network()}-{os.stat('/dev/shm').st_dev}"
 
     def make_group_name(communicator: Any) -> str:
+        _note(NAMED)  # here: vLLM asks for a name only where its kernels have shared memory
         whole = f"{node} {original(communicator)}"  # lists every rank of the group: too long for a file name
         return f"{segments()}{hashlib.sha256(whole.encode()).hexdigest()[:16]}"
 

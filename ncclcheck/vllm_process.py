@@ -8,12 +8,12 @@ import re
 import select
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ncclcheck import interpreter
 from ncclcheck.collect import processes
 from ncclcheck.ports import listens
 
@@ -45,7 +45,7 @@ class Tree:
     def __init__(self, words: Sequence[str], environ: Mapping[str, str], log: Path) -> None:
         with open(log, "ab") as out:
             self._keeper = subprocess.Popen(
-                [sys.executable, "-m", "ncclcheck.vllm_keeper", *words],
+                interpreter.module("ncclcheck.vllm_keeper", *words),
                 env=dict(environ),
                 cwd=log.resolve().parent,
                 stdin=subprocess.PIPE,

@@ -20,7 +20,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from ncclcheck import vllm_server
+from ncclcheck import interpreter, vllm_server
 from ncclcheck.collect import processes
 from ncclcheck.collect.master import address_towards
 from ncclcheck.ports import free_port
@@ -37,16 +37,8 @@ MOST_BYTES = 2**20  # of a log that are taken over at once
 
 def command(place: Place) -> list[str]:
     """What is run on this node. Pure."""
-    words = [
-        sys.executable,
-        "-m",
-        "ncclcheck.vllm_ray",
-        place.master,
-        str(place.master_port),
-        str(place.node_rank),
-        str(place.ranks),
-        str(place.model),
-    ]
+    numbers = map(str, (place.master_port, place.node_rank, place.ranks))
+    words = interpreter.module("ncclcheck.vllm_ray", place.master, *numbers, str(place.model))
     return words if place.node_rank else [*words, *vllm_server.serve(replace(place, model=Path(NAME)), "ray", vllm_server.api(place))]
 
 
@@ -78,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
     (here / NAME).symlink_to(model)
     os.chdir(here)
     gcs = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-    words = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", f"--node-ip-address={own}"]
+    words = interpreter.module("ray.scripts.scripts", "start", "--block", "--disable-usage-stats", f"--node-ip-address={own}")
     words += [f"--num-gpus={gpus}", "--num-cpus=1", f"--object-store-memory={OBJECTS}", f"--temp-dir={temporary}"]
     words += ["--min-worker-port=0", "--max-worker-port=0", f"--dashboard-agent-listen-port={free_port('')}"]
     if node == "0":

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from ncclcheck import parent, units, vllm_answers, vllm_model
+from ncclcheck import interpreter, parent, units, vllm_answers, vllm_model
 from ncclcheck.vllm_answers import Answers
 from ncclcheck.vllm_layout import Layout
 
@@ -28,7 +28,7 @@ def answers(model: Path) -> Answers:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     with tempfile.TemporaryDirectory(prefix="ncclcheck-reference-") as folder:
         out = Path(folder) / "answers.json"
-        subprocess.run([sys.executable, "-m", "ncclcheck.vllm_reference", str(model), str(out)], env=environment, check=True, timeout=BOUND)
+        subprocess.run(interpreter.module("ncclcheck.vllm_reference", str(model), str(out)), env=environment, check=True, timeout=BOUND)
         found: Answers = json.loads(out.read_text(encoding="utf-8"))
     return found
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from ncclcheck import vllm_process
+from ncclcheck import interpreter, vllm_process
 from ncclcheck.evidence import vllm_log
 
 NAME = "ncclcheck"  # of the model in requests
@@ -81,7 +80,7 @@ def serve(place: Place, executor: str, words: Sequence[str]) -> list[str]:
     """`vllm serve` of this model in this layout by an executor ("mp", "ray"); `words` say the rest. Pure."""
     split = ["--tensor-parallel-size", str(place.tensor_parallel), "--pipeline-parallel-size", str(place.pipeline_parallel)]
     split += ["--distributed-executor-backend", executor, "--distributed-timeout-seconds", str(TIMEOUT)]
-    return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(place.model), *split, *words, *place.options]
+    return interpreter.module("vllm.entrypoints.cli.main", "serve", str(place.model), *split, *words, *place.options)
 
 
 def api(place: Place) -> list[str]:

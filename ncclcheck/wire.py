@@ -1,37 +1,38 @@
-"""What agents say to each other (msgspec types) and how it travels (pyzmq: ROUTER on node 0, DEALER elsewhere, CURVE).
-
-Every key is derived from the run's token: who has the token can open a session, who has not never gets an answer.
-"""
+"""What agents say to each other: one type for each message, and its form on the way (msgpack)."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import hashlib
-import os
-import socket
-import time
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypedDict
 
 import msgspec
-import zmq
-import zmq.asyncio
-import zmq.utils.monitor
-import zmq.utils.z85
+from msgspec import Meta
 
 from ncclcheck.journal import Line, Slot
+from ncclcheck.message_limits import (
+    Address,
+    Count,
+    Document,
+    Host,
+    Invalid,
+    Label,
+    Name,
+    NodeRank,
+    Places,
+    Port,
+    RankNumber,
+    Seconds,
+    one_line,
+)
 from ncclcheck.model import Fact
-from ncclcheck.survey import Question
 
-PROTOCOL = 1
+PROTOCOL = 2
 MAX_MESSAGE = 2**20  # bytes
-SEGMENT = 1200  # bytes of the control plane's TCP segments: they pass wherever IPv6 does, which wants 1280 with its headers
 BEAT = 1.0  # seconds between signs of life
 SILENCE = 6.0  # seconds without any, after which a peer counts as lost
 PAUSE = SILENCE / 2  # seconds that pass unnoticed only for a process that was stopped or starved itself
-LOCAL = "inproc://node0"  # node 0's own agent speaks to its coordinator here
-_WRONG_KEY = 0x11000001  # ZMQ_PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC
+MOST_TARGETS = 64  # ways that one node tries at once
+MOST_NAMES = 128  # that one node looks up
 
 
 class Message(msgspec.Struct, frozen=True, tag=True):
@@ -41,105 +42,170 @@ class Message(msgspec.Struct, frozen=True, tag=True):
 class Door(msgspec.Struct, frozen=True):
     """An address by which other nodes may come to this one, and the port of the echo there; port 0: none could be opened."""
 
-    interface: str
-    address: str
-    port: int
-    mtu: int
-    prefixlen: int
-    state: str  # up, down, no-carrier
-    speed: int = 0  # Mbit/s; 0: not known
+    interface: Label
+    address: Address
+    port: Port
+    mtu: Count
+    prefixlen: Annotated[int, Meta(ge=0, le=128)]
+    state: Label  # up, down, no-carrier
+    speed: Count = 0  # Mbit/s; 0: not known
+
+
+class Gpu(TypedDict):
+    """A GPU that a rank of the node would see (see collect/host.py)."""
+
+    index: RankNumber
+    name: Label
+    uuid: Label
+    pci_bus_id: Label
+    memory_total: Count
+    memory_used: Count
+    processes: list[Count]
+
+
+class Task(TypedDict):
+    """An agent's place in a launcher that starts one process for each rank (see launchers.Task)."""
+
+    rank: RankNumber
+    local_rank: RankNumber
+    node_rank: NodeRank
+    world_size: Places
+    local_world_size: Places
+
+
+class Permits(msgspec.Struct, frozen=True):
+    """What an agent's user lets a run do on this node."""
+
+    probes: list[Name] = []
+    fault: Label = ""  # a fault.Spec as text; "": none is to be planted here
+    network_faults: bool = False
+    model: bool = False  # this node's user named a model
 
 
 class Hello(Message, frozen=True):
     """An agent at roll call: what it is, what it has, and what it believes."""
 
-    protocol: int
-    version: str
-    nnodes: int
-    node_rank: int | None
-    nproc_per_node: int
-    host: str
-    pid: int
-    source: str
-    addresses: Mapping[str, list[str]]  # interface -> addresses
-    gpus: list[dict[str, Any]]
-    versions: Mapping[str, str | None]  # distribution -> version, None where it is not installed
+    protocol: Count
+    version: Label
+    nnodes: Places
+    node_rank: NodeRank | None
+    nproc_per_node: Places
+    host: Host
+    pid: Count
+    source: Label
+    addresses: Mapping[Label, list[Address]]  # interface -> addresses
+    gpus: list[Gpu]
+    versions: Mapping[Name, Label | None]  # distribution -> version, None where it is not installed
     nvidia: bool  # an NVIDIA device is there, whether or not it works
-    task: Mapping[str, int] | None = None  # rank, local_rank, ... inside a launcher that starts one process per rank
-    echo: tuple[str, int] = ("", 0)  # address and port to which others try the way (see paths); port 0: none
+    task: Task | None = None  # inside a launcher that starts one process per rank
+    echo: tuple[Address, Port] = ("", 0)  # address and port to which others try the way (see paths); port 0: none
     doors: list[Door] = []  # every address by which others may come, that of `echo` first (see doors)
+    permits: Permits = Permits()
 
 
 class Peer(msgspec.Struct, frozen=True):
     """Another node as this one finds it: where its echo listens."""
 
-    node_rank: int
-    host: str
-    address: str
-    port: int
+    node_rank: NodeRank
+    host: Host
+    address: Address
+    port: Port
 
 
 class Roster(Message, frozen=True):
     """Roll call so far: the numbers that are there, how many are expected, seconds left."""
 
-    there: list[str]
-    missing: list[str]
+    there: list[Label]
+    missing: list[Label]
     seconds_left: float
 
 
 class Welcome(Message, frozen=True):
     """The roll is complete: this run's id, this agent's number, and the nodes to which it is to try the way where something goes wrong."""
 
-    run_id: str
-    node_rank: int
+    run_id: Name
+    node_rank: NodeRank
     peers: list[Peer] = []
     node0: Peer | None = None
 
 
 class Survey(Message, frozen=True):
-    """Say what your node is and has: these sections, each a module of collect/."""
+    """Say what your node is and has: these sections, each a module of collect/. `peers` are the other nodes' addresses."""
 
-    question: Question
-    sections: list[str]
+    sections: list[Name]
+    peers: list[Address]
+    records: bool = False  # what NCCL says is recorded on the nodes of this run (see Launch)
 
 
 class Surveyed(Message, frozen=True):
     """Section -> what was read there, as compressed JSON; with an error there is none."""
 
-    inventory: bytes
-    error: str = ""
+    inventory: Document
+    error: Label = ""
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """A fault that is planted (see fault.Spec)."""
+
+    name: Name
+    rank: RankNumber
+    after: Count = 0
+    delay: Seconds = 0.0
+
+
+class Load(msgspec.Struct, frozen=True):
+    """What a server is put under (see bench/cells.py)."""
+
+    concurrency: Places
+    input: Annotated[int, Meta(ge=1, le=2**24)]
+    output: Annotated[int, Meta(ge=1, le=2**24)]
+    requests: Annotated[int, Meta(ge=1, le=2**24)]
+
+
+class Bench(msgspec.Struct, frozen=True):
+    """One run of `ncclcheck bench`: which of the servers that this node's user asked for, under which loads; `left` runs come after it."""
+
+    server: Mapping[Name, Any]
+    loads: list[Load]
+    left: Count = 0
 
 
 class Launch(Message, frozen=True):
-    """Start these ranks. `port` is free on the master address; `env` is added to the user's own environment."""
+    """Start your ranks of these probes, whose store is at this port of the master address. What they get beside the user's environment, each
+    node makes of what is said here and of what its own user asked for (see permissions).
+    """
 
-    id: str
-    probes: list[str]
-    master: str
-    port: int
-    nnodes: int
-    nproc_per_node: int
-    env: Mapping[str, str]
+    id: Name
+    probes: list[Name]
+    port: Annotated[int, Meta(ge=1024, le=65535)]
+    nnodes: Places
+    nproc_per_node: Places
+    sizes: Mapping[Name, float | int] = {}  # of "budget" (seconds), "max_bytes", "max_model_len", "tp", "pp": those that node 0's user gave
+    model: bool = False  # use the model that this node's user named
+    bench: Bench | None = None
+    fault: Fault | None = None
+    records: bool = False  # let NCCL and torch record what they do
+    times: bool = False  # let them time it, too
 
 
 class Progress(Message, frozen=True):
     """What changed on one node since the last one. `beats`: rank -> a number that moves while an opaque step works."""
 
-    launch: str
+    launch: Name
     slots: list[Slot]
     lines: list[Line]
-    beats: Mapping[int, int]
+    beats: Mapping[RankNumber, int]
     facts: list[Fact]  # deaths and stops, as they are noticed
     ended: bool = False  # the launcher has left and no rank is alive
     sent: float = 0.0  # that node's monotonic clock
-    blocks: Mapping[int, list[tuple[int, int]]] = {}  # rank -> end and digest of blocks of its calls
-    starved: Mapping[int, float] = {}  # rank -> seconds in which it could have run and got no CPU
+    blocks: Mapping[RankNumber, list[tuple[int, int]]] = {}  # rank -> end and digest of blocks of its calls
+    starved: Mapping[RankNumber, float] = {}  # rank -> seconds in which it could have run and got no CPU
 
 
 class Collect(Message, frozen=True):
     """Look at every rank now, before anything is ended, and at the network."""
 
-    launch: str
+    launch: Name
     ranks: bool = True
     network: bool = True
     recorder: bool = False  # ask the flight recorders, too: seconds, and only where ranks hang on their GPUs
@@ -148,60 +214,59 @@ class Collect(Message, frozen=True):
 class Collected(Message, frozen=True):
     """What one node saw."""
 
-    launch: str
+    launch: Name
     facts: list[Fact]
 
 
 class Stop(Message, frozen=True):
     """End this launch and prove that nothing of it is left."""
 
-    launch: str
+    launch: Name
 
 
 class Stopped(Message, frozen=True):
     """It is ended; facts of kind "left-over" say what could not be."""
 
-    launch: str
+    launch: Name
     facts: list[Fact]
 
 
 class Strike(Message, frozen=True):
-    """Break this node, as was asked for (`fault` is a fault.Spec as text); mended when the launch is stopped, or this agent ends."""
+    """Let the fault strike with which this launch was ordered; it is mended when the launch is stopped, or this agent ends."""
 
-    launch: str
-    fault: str
-    others: list[str]  # the other nodes' addresses
-    ports: list[int]  # of the agents and of the rendezvous
+    launch: Name
+    others: list[Address]  # the other nodes' addresses
+    ports: list[Port]  # of the agents and of the rendezvous
 
 
 class Target(msgspec.Struct, frozen=True):
     """A way to try: from one of our doors to one of a peer's."""
 
     peer: Peer  # with the address and the port of that door
-    peer_interface: str
-    interface: str  # ours,
-    source: str  # and its address
-    mtu: int  # bytes of the largest packet that both interfaces are set to take
+    peer_interface: Label
+    interface: Label  # ours,
+    source: Address  # and its address
+    mtu: Count  # bytes of the largest packet that both interfaces are set to take
     main: bool  # between the addresses by which the agents speak with node 0
-    network: str  # which of the nodes' networks it is: `10.1.0.0/24`, with the interfaces where they have several there
+    network: Label  # which of the nodes' networks it is: `10.1.0.0/24`, with the interfaces where they have several there
 
 
 class Try(Message, frozen=True):
     """Try these ways, all at once. The first of a series tells which names to look up meanwhile, the closing one asks for what came of it."""
 
-    round: int
-    targets: list[Target]
-    nbytes: int  # of a large message
-    names: list[str] = []
+    round: Count
+    targets: Annotated[list[Target], Meta(max_length=MOST_TARGETS)]
+    nbytes: Annotated[int, Meta(ge=0, le=2**20)]  # of a large message
+    names: Annotated[list[Host], Meta(max_length=MOST_NAMES)] = []
     closing: bool = False
 
 
 class Tried(Message, frozen=True):
     """How the ways are; at the end also how names resolve here, and who was heard: (address, ours), whether or not our answers arrived."""
 
-    round: int
+    round: Count
     facts: list[Fact]
-    heard: list[tuple[str, str]] = []
+    heard: list[tuple[Address, Address]] = []
 
 
 class Examine(Message, frozen=True):
@@ -211,16 +276,16 @@ class Examine(Message, frozen=True):
 class Examined(Message, frozen=True):
     """One part of a node's bundle; with an error there is none."""
 
-    part: int
-    count: int
-    data: bytes
-    error: str = ""
+    part: Count
+    count: Count
+    data: Document
+    error: Label = ""
 
 
 class Result(Message, frozen=True):
     """The verdict: a model.Report as compressed JSON (see outcome.pack)."""
 
-    report: bytes
+    report: Document
 
 
 class Ack(Message, frozen=True):
@@ -234,7 +299,7 @@ class Beat(Message, frozen=True):
 class Goodbye(Message, frozen=True):
     """This agent leaves, and why."""
 
-    reason: str
+    reason: Label
 
 
 Any_ = (
@@ -261,7 +326,6 @@ Any_ = (
 )
 _encode = msgspec.msgpack.Encoder().encode
 _decode: Callable[[bytes], Any_] = msgspec.msgpack.Decoder(Any_).decode
-T = TypeVar("T")
 
 
 def ended(closed: float | None, fell_silent: float) -> bool:
@@ -277,6 +341,19 @@ def encode(message: Message) -> bytes:
     return data
 
 
+def decode(data: bytes) -> Any_:
+    """The message, of a type that we know and with every value within its limits. Raises Invalid for anything else.
+
+    What its open values hold (a fact's fields, say) is as yet unread: see arrivals.
+    """
+    if len(data) > MAX_MESSAGE:
+        raise Invalid(f"{len(data)} bytes; at most {MAX_MESSAGE} travel")
+    try:
+        return _decode(data)
+    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:  # (UnicodeDecodeError is a ValueError)
+        raise Invalid(one_line(str(error))) from None
+
+
 def batches(lines: list[Line]) -> list[list[Line]]:
     """Journal lines in portions that fit into a message each; at least one, which may be empty."""
     portions: list[list[Line]] = [[]]
@@ -289,152 +366,3 @@ def batches(lines: list[Line]) -> list[list[Line]]:
         portions[-1].append(line)
         size += length
     return portions
-
-
-def keys(token: str) -> tuple[bytes, bytes]:
-    """The CURVE key pair (public, secret) that a run token stands for; every agent of the run has both."""
-    secret = bytearray(hashlib.sha256(b"ncclcheck control plane 1\0" + token.encode()).digest())
-    secret[0] &= 248
-    secret[31] = secret[31] & 127 | 64
-    text = zmq.utils.z85.encode(bytes(secret))
-    return zmq.curve_public(text), text
-
-
-class Server:
-    """Node 0's end: hears every agent."""
-
-    def __init__(self, token: str) -> None:
-        self._context = zmq.asyncio.Context.instance()
-        self._socket = self._context.socket(zmq.ROUTER)
-        _configure(self._socket)
-        public, secret = keys(token)
-        self._socket.curve_server = True
-        self._socket.curve_publickey, self._socket.curve_secretkey = public, secret
-        self._socket.router_handover = True
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
-        self._connected: dict[int, str] = {}  # file descriptor -> address
-        self.callers: set[str] = set()  # addresses that connected
-        self.closed: dict[str, float] = {}  # addresses whose last connection was ended from there, and when (monotonic)
-        self.wrong_keys = 0  # sessions refused because their key comes from another token
-
-    def bind(self, address: str, port: int) -> None:
-        """Listen on this address only. Raises OSError as bind does.
-
-        Connections to it carry small packets, in both directions: where larger ones vanish on the way, the agents can still say so.
-        """
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        with socket.socket(family, socket.SOCK_STREAM) as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, SEGMENT)  # said to who connects, and inherited by what is accepted
-            listener.bind((address, port))
-            listener.listen(socket.SOMAXCONN)
-            self._socket.setsockopt(zmq.USE_FD, listener.fileno())
-            host = f"[{address}]" if family == socket.AF_INET6 else address
-            try:
-                self._socket.bind(f"tcp://{host}:{port}")
-            except zmq.ZMQError as error:
-                raise OSError(error.errno, os.strerror(error.errno or 0)) from None
-            finally:
-                self._socket.setsockopt(zmq.USE_FD, -1)
-            listener.detach()
-        self._socket.bind(LOCAL)
-
-    async def receive(self) -> tuple[bytes, Any_]:
-        """The next well-formed message and who sent it; a malformed one is dropped."""
-        while True:
-            frames = await self._socket.recv_multipart()
-            with contextlib.suppress(msgspec.DecodeError):
-                return frames[0], _decode(frames[-1])
-
-    def send(self, peer: bytes, message: Message) -> None:
-        """Hand a message to the transport; never waits (a peer that is gone is noticed by its silence)."""
-        _fire(self._socket.send_multipart([peer, encode(message)]))
-
-    async def watch(self) -> None:
-        """Note who connects and who is refused, for as long as the server lives."""
-        while True:
-            event = zmq.utils.monitor.parse_monitor_message(await self._monitor.recv_multipart())
-            if event["event"] == zmq.EVENT_ACCEPTED:
-                with contextlib.suppress(OSError), socket.socket(fileno=os.dup(event["value"])) as peer:
-                    address = str(peer.getpeername()[0]).removeprefix("::ffff:")
-                    self.callers.add(address)
-                    self.closed.pop(address, None)
-                    self._connected[event["value"]] = address
-            elif event["event"] == zmq.EVENT_DISCONNECTED:
-                if address := self._connected.pop(event["value"], ""):
-                    self.closed[address] = time.monotonic()
-            elif event["value"] == _WRONG_KEY:
-                self.wrong_keys += 1
-
-    async def close(self) -> None:
-        """Stop listening, after at most half a second for what is still on its way out."""
-        self._socket.disable_monitor()
-        with contextlib.suppress(zmq.ZMQError):  # (bind had failed)
-            self._socket.unbind(LOCAL)  # the name is free at once: closing goes on in the background
-        self._socket.close(linger=500)
-        await asyncio.sleep(0)
-
-
-class Client:
-    """An agent's end."""
-
-    def __init__(self, endpoint: str, token: str) -> None:
-        """`endpoint` is LOCAL or tcp://HOST:PORT. Connecting goes on in the background, for ever."""
-        self._socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
-        _configure(self._socket)
-        self._socket.routing_id = b"n" + os.urandom(8)  # kept over reconnections
-        public, secret = keys(token)
-        self._socket.curve_serverkey = self._socket.curve_publickey = public
-        self._socket.curve_secretkey = secret
-        self._socket.reconnect_ivl, self._socket.reconnect_ivl_max = 200, 1000
-        self._socket.connect_timeout = 2000
-        self._socket.immediate = endpoint != LOCAL  # queue nothing for a node 0 that is not there
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
-        self.closed: float | None = None  # when node 0's end closed the connection (monotonic)
-        self._socket.connect(endpoint)
-
-    async def receive(self) -> Any_:
-        """The next well-formed message of node 0."""
-        while True:
-            data = await self._socket.recv()
-            with contextlib.suppress(msgspec.DecodeError):
-                return _decode(data)
-
-    def send(self, message: Message) -> None:
-        """Hand a message to the transport; dropped where node 0 cannot be reached."""
-        with contextlib.suppress(zmq.Again):
-            _fire(self._socket.send(encode(message), zmq.NOBLOCK))
-
-    async def watch(self) -> None:
-        """Note when node 0's end closes the connection, for as long as the client lives."""
-        while True:
-            event = zmq.utils.monitor.parse_monitor_message(await self._monitor.recv_multipart())
-            self.closed = time.monotonic() if event["event"] == zmq.EVENT_DISCONNECTED else None
-
-    def close(self) -> None:
-        """Leave, after at most half a second for what is still on its way out."""
-        self._socket.disable_monitor()
-        self._socket.close(linger=500)
-
-
-_pending: set[asyncio.Future[Any]] = set()
-
-
-def _fire(future: Any) -> None:
-    """Let a send complete on its own; what fails there shows as silence."""
-
-    def forget(done: asyncio.Future[Any]) -> None:
-        _pending.discard(done)
-        if not done.cancelled():
-            done.exception()
-
-    task = asyncio.ensure_future(future)
-    _pending.add(task)
-    task.add_done_callback(forget)
-
-
-def _configure(sock: zmq.asyncio.Socket) -> None:
-    sock.ipv6 = True
-    sock.maxmsgsize = MAX_MESSAGE
-    sock.handshake_ivl = 3000
-    sock.linger = 0

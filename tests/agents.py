@@ -17,23 +17,25 @@ from pathlib import Path
 
 import msgspec
 
-from ncclcheck import ways, wire
+from ncclcheck import transport, ways, wire
 from ncclcheck.agent import Agent
 from ncclcheck.cluster import Cluster
 from ncclcheck.collect import host, master
 from ncclcheck.doors import Doors
 from ncclcheck.members import Members
 from ncclcheck.model import Fact
+from ncclcheck.options import Options
+from ncclcheck.permissions import Permissions
 from ncclcheck.rollcall import Roll
 
-TOKEN = "test"
+KEY = bytes(32)
 BOUND = 120.0  # seconds for everything
 
 
 async def live(node: int, nnodes: int, address: str, port: int, folder: Path) -> list[Fact]:
     """One node's part; on node 0 what was found."""
     cluster = Cluster(nnodes, node, address, port, 1)
-    server = wire.Server(TOKEN) if node == 0 else None
+    server = transport.Server(KEY, 2 * nnodes) if node == 0 else None
     doors = Doors()
     if server:
         server.bind(address, port)
@@ -42,8 +44,8 @@ async def live(node: int, nnodes: int, address: str, port: int, folder: Path) ->
         wire.PROTOCOL, "test", nnodes, node, 1, host.name(), os.getpid(), "flags", host.addresses(), [], {}, False, None,
         (doors.first.address, doors.first.port), doors.found,
     )  # fmt: skip
-    client = wire.Client(wire.LOCAL if server else f"tcp://{address}:{port}", TOKEN)
-    agent = asyncio.create_task(Agent(client, hello, folder, lambda _: None, None, doors).run())
+    client = server.local() if server else transport.Client(f"tcp://{address}:{port}", KEY)
+    agent = asyncio.create_task(Agent(client, hello, folder, lambda _: None, Permissions(Options([])), address, doors).run())
     try:
         async with asyncio.timeout(BOUND):
             if server:
@@ -53,7 +55,7 @@ async def live(node: int, nnodes: int, address: str, port: int, folder: Path) ->
     finally:
         agent.cancel()
         await asyncio.gather(agent, return_exceptions=True)
-        client.close()
+        await client.close()
         doors.close()
         if server:
             await server.close()

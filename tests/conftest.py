@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 from collections.abc import Iterator
 
@@ -17,8 +18,9 @@ settings.load_profile("patient")
 
 
 def pytest_configure() -> None:
-    """A shell's background job ignores SIGINT, and so would all that the tests start."""
+    """A shell's background job ignores SIGINT, and so would all that the tests start. All nodes that they start share a token."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ["NCCLCHECK_TOKEN"] = f"of-these-tests-{secrets.token_hex(16)}"
 
 
 @pytest.fixture(scope="module")

@@ -237,11 +237,12 @@ def probe(node: emulate.Node, nodes: int, words: Sequence[str]) -> int:
 
 
 def main(name: str, victim: int, words: Sequence[str] = (), nodes: int = 2) -> int:
-    """Two nodes, one of them with the condition."""
+    """Two nodes, one of them with the condition. Neither is short of shared memory, whatever this machine has."""
     plantings = {**PLANTINGS, **CUT_OFF, **APART, **ENGINE}
 
     def body(node: emulate.Node) -> int:
-        with plantings[name].plant() if name in plantings and node.rank == victim else contextlib.nullcontext():
+        planted = plantings[name].plant() if name in plantings and node.rank == victim else contextlib.nullcontext()
+        with mounted("/dev/shm", "size=4g,mode=1777"), planted:
             if words:
                 return probe(node, nodes, words)
             line = {"node_rank": node.rank, "host": node.host, "address": node.address, "sections": read(node, nodes)}

@@ -16,19 +16,21 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from ncclcheck import asking, history, outcome, wire
+from ncclcheck import asking, documents, history, journal, outcome, registry, transport, wire
 from ncclcheck.agent import HELLO_EVERY, REPEAT, SHIP
 from ncclcheck.journal import Line, Slot
 from ncclcheck.launch import MOST_CALLS
-from ncclcheck.model import Evidence, Fact
+from ncclcheck.model import Evidence, Fact, Sample
 from ncclcheck.survey import Question
 
-TOKEN = "simulated"
+KEY = bytes(32)
+MASTER = "127.0.0.1"
 CALLS = 20.0  # collectives a second
 WORK = 0.8  # of the time between two calls, outside of them
 BOUND = 2.0  # seconds without progress that the ranks call normal: the least there is
@@ -66,12 +68,13 @@ class Job:
     stall: float = float("inf")
     _inventory: asyncio.Future[bytes] | None = None
 
-    async def inventory(self, question: Question, sections: tuple[str, ...]) -> bytes:
+    async def inventory(self, order: wire.Survey) -> bytes:
         """What is read of this machine stands for every node, without its names and addresses."""
         if self._inventory is None:
             self._inventory = asyncio.get_running_loop().create_future()
-            found = await asking.inventory(question, sections, {})
-            self._inventory.set_result(asking.pack(found | {"interfaces": {"error": "simulated"}}))
+            question = Question({}, self.ranks, MASTER, "10.0.0.1", order.peers, None)
+            found = await asking.inventory(question, order.sections, {})
+            self._inventory.set_result(documents.pack(found | {"interfaces": {"error": "simulated"}}))
         return await self._inventory
 
     def slot(self, rank: int, now: float) -> Slot:
@@ -97,7 +100,7 @@ class Node:
     def __init__(self, number: int, job: Job, port: int, seen: Seen) -> None:
         self._number, self._job, self._seen = number, job, seen
         self._host = f"gpu-{number:04d}"
-        self._client = wire.Client(f"tcp://127.0.0.1:{port}", TOKEN)
+        self._client = transport.Client(f"tcp://{MASTER}:{port}", KEY)
         self._heard = 0.0
         self._welcomed = False
 
@@ -107,7 +110,7 @@ class Node:
         tasks = [asyncio.create_task(self._beat(hello))]
         try:
             while True:
-                message = await self._client.receive()
+                message = wire.decode(await self._client.receive())
                 now = time.monotonic()
                 if self._heard:
                     self._seen.silence = max(self._seen.silence, now - self._heard)
@@ -115,8 +118,8 @@ class Node:
                 match message:
                     case wire.Welcome():
                         self._welcomed = True
-                    case wire.Survey(question=question, sections=sections):
-                        self._client.send(wire.Surveyed(await self._job.inventory(question, tuple(sections))))
+                    case wire.Survey():
+                        self._client.send(wire.Surveyed(await self._job.inventory(message)))
                     case wire.Try():
                         self._client.send(wire.Tried(message.round, [self._way(target) for target in message.targets]))
                     case wire.Launch():
@@ -132,25 +135,30 @@ class Node:
                     case wire.Result(report=report):
                         self._client.send(wire.Ack())
                         self._end(report, now)
-                        await asyncio.sleep(0.5)  # else the answer is not on its way when all is closed
                         return
         finally:
             for task in tasks:
                 task.cancel()
-            self._client.close()
+            await self._client.close()
 
     def hello(self, number: int | None) -> wire.Hello:
         """What it says of itself."""
         high, low = divmod(self._number, 250)
         address = f"10.0.{high}.{low + 1}"
         each = self._job.ranks
-        gpus = [{"index": at, "name": "NVIDIA H100", "uuid": f"GPU-{self._number}-{at}", "memory": 80 * 2**30, "processes": []} for at in range(each)]
+        gpus = [
+            wire.Gpu(
+                index=at, name="NVIDIA H100", uuid=f"GPU-{self._number}-{at}", pci_bus_id=f"0000:{at:02x}:00.0",
+                memory_total=80 * 2**30, memory_used=0, processes=[],
+            )
+            for at in range(each)
+        ]  # fmt: skip
         doors = [wire.Door(f"ib{at}", f"10.{at + 1}.{high}.{low + 1}", 9, 1500, 16, "up") for at in range(2)]
         addresses = {"eth0": [address], "lo": ["127.0.0.1"], **{door.interface: [door.address] for door in doors}}
         versions = {"torch": "2.13.0", "vllm": None, "ray": None, "nvidia-nccl-cu12": "2.28.9"}
         return wire.Hello(
             wire.PROTOCOL, "test", self._job.nodes, number, each, self._host, os.getpid(), "flags", addresses, gpus, versions, True, None,
-            (address, 9), doors,
+            (address, 9), doors, wire.Permits(registry.names("probes")),
         )  # fmt: skip
 
     async def _beat(self, hello: wire.Hello) -> None:
@@ -190,7 +198,7 @@ class Node:
         local, world = rank % order.nproc_per_node, order.nnodes * order.nproc_per_node
         environment = {
             "RANK": str(rank), "LOCAL_RANK": str(local), "GROUP_RANK": str(self._number), "WORLD_SIZE": str(world),
-            "LOCAL_WORLD_SIZE": str(order.nproc_per_node), "MASTER_ADDR": order.master, "MASTER_PORT": str(order.port), "NCCL_DEBUG": "INFO",
+            "LOCAL_WORLD_SIZE": str(order.nproc_per_node), "MASTER_ADDR": MASTER, "MASTER_PORT": str(order.port), "NCCL_DEBUG": "INFO",
             "NCCL_SOCKET_IFNAME": "eth0", "TORCH_NCCL_BLOCKING_WAIT": "0",
         }  # fmt: skip
         device = {"index": local, "name": "NVIDIA H100", "uuid": f"GPU-{self._number}-{local}", "pci_bus_id": f"0000:{local:02x}:00.0"}
@@ -202,7 +210,7 @@ class Node:
             ("call", {"signature": 4711, "text": "all_reduce float32 1 MiB"}),
             ("local", {"step": "load"}),
             ("leave", {"step": "load"}),
-            ("sample", {"name": "all_reduce", "nbytes": 2**20, "dtype": "float32", "ranks": world, "correct": True, "seconds": [0.01] * 20}),
+            ("sample", journal.sample_fields(Sample("all_reduce", 2**20, "float32", world, [0.01] * 20, 1.0, True))),
         ]
         return [Line(rank, kind, 1.0 + at / 100, 0, fields, f"rank{rank}.jsonl", at + 1) for at, (kind, fields) in enumerate(said)]  # type: ignore[arg-type]
 
@@ -295,19 +303,8 @@ def say(what: object) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    raise_limit()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     asyncio.run(live(*(int(word) for word in arguments)))
-
-
-def raise_limit() -> None:
-    """As many sockets as the system allows."""
-    import resource
-
-    import zmq.asyncio
-
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    zmq.asyncio.Context.instance().set(zmq.MAX_SOCKETS, 65000)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,9 @@ pytestmark = pytest.mark.slow
 
 
 def test_the_default_suite_is_ready_on_two_emulated_nodes_vllm_included(tmp_path: Path) -> None:
+    host = Job(tmp_path / "host", "probe", "host", "--format", "json")
+    if host.wait(SOON) or host.report["findings"]:
+        pytest.skip(f"this machine itself is not ready: {host.report['summary']}")
     job = Job(tmp_path, "probe", "--format", "json")
     assert job.wait(280) == 0, job.out + job.err
     report = job.report

@@ -14,23 +14,24 @@ from ncclcheck.model import Finding, Outcome, Report
 def test_a_bundle_arrives_as_it_was_sent_in_whatever_order(tmp_path: Path) -> None:
     sent = bytes(range(256)) * (PART // 100)
     pieces = examination.parts(sent)
-    bundles = Bundles()
+    bundles = Bundles(tmp_path)
     for number in reversed(range(len(pieces))):
         assert bundles.done() == set()
         bundles.add(1, number, len(pieces), pieces[number], "")
-    (path,) = bundles.write(tmp_path, {1: "../gpu/02"})
+    (path,) = bundles.name({1: "../gpu/02"})
     assert path.parent == tmp_path and path.read_bytes() == sent
 
 
 @pytest.mark.parametrize(("part", "count", "size"), [(-1, 1, 4), (1, 1, 4), (0, 0, 4), (0, LARGEST // PART + 1, 4), (0, 1, PART + 1), (1, 3, 4)])
 def test_what_is_no_part_of_a_bundle_ends_its_node_and_no_other(part: int, count: int, size: int, tmp_path: Path) -> None:
-    bundles = Bundles()
+    bundles = Bundles(tmp_path)
     bundles.add(0, 0, 1, b"whole", "")
-    bundles.add(1, 0, 2, b"half", "")
+    bundles.add(1, 0, 2, bytes(PART), "")
     bundles.add(1, part, count, bytes(size), "")
     assert bundles.done() == {0, 1} and bundles.whole() == {0}
     assert bundles.failed[1].endswith("is none of a bundle")
-    assert [path.read_bytes() for path in bundles.write(tmp_path, {0: "a", 1: "b"})] == [b"whole"]
+    assert [path.read_bytes() for path in bundles.name({0: "a", 1: "b"})] == [b"whole"]
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def _report(status: Outcome) -> Report:

@@ -123,6 +123,15 @@ def test_a_pipe_and_standard_input_are_read_and_their_writer_is_waited_for(tmp_p
     assert out.splitlines() == [f"{pipe} 1", "- 1"]
 
 
+def test_a_pipe_into_which_nobody_writes_is_given_up_with_a_line_and_the_rest_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heap, "WRITER_BOUND", 0.5)
+    os.mkfifo(tmp_path / "pipe")
+    Path(tmp_path, "a.log").write_bytes(LINE)
+    readings = {reading.name: reading for reading in heap.read([str(tmp_path / "pipe"), str(tmp_path / "a.log")])}
+    assert readings.pop(str(tmp_path / "pipe")).problem == "it cannot be read: nothing was written into it within 0.5 s"
+    assert found(readings) == {"a.log"}
+
+
 def test_a_zip_is_read_from_a_pipe_too(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PRINT_NAMES, "20", "-"], input=zipped(**{"a.log": LINE}), capture_output=True, timeout=SOON, check=True

@@ -15,7 +15,7 @@ import models
 import pytest
 from planned import LLAMA_8B, LLAMA_70B, QWEN_7B
 
-from ncclcheck import asking, triage
+from ncclcheck import asking, documents, triage
 from ncclcheck.causes import CAUSES
 from ncclcheck.collect import model as collector
 from ncclcheck.model import Finding, Run
@@ -31,7 +31,7 @@ BYTES_8B, BYTES_70B = 16_060_522_496, 141_107_412_992  # of the published checkp
 
 def read(model: Path | str, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
     """What a node says of the model, as it travels."""
-    return dict(asking.unpack(asking.pack({"model": collector.section(Question(environment or {}, model=str(model)))}))["model"])
+    return dict(asking.unpack(documents.pack({"model": collector.section(Question(environment or {}, model=str(model)))}))["model"])
 
 
 def gpus(count: int = 2, **changed: Any) -> dict[str, Any]:

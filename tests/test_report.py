@@ -63,7 +63,14 @@ def ready() -> Report:
         samples=[sample(r, [0.001], name) for name in ("all_gather", "broadcast", "reduce") for r in (0, 1)],
         facts=[Fact("checked", rank=r, fields={"operations": 42, "wrong": 0}) for r in (0, 1)] + [Fact("note", fields={"text": "Gloo was used"})],
     )
-    engine = {"startup_seconds": 31.0, "first_token_seconds": 0.02, "token_seconds": 0.004, "tensor_parallel": 2, "tokens_equal": True}
+    engine = {
+        "startup_seconds": 31.0,
+        "first_token_seconds": 0.02,
+        "token_seconds": 0.004,
+        "tensor_parallel": 2,
+        "tokens_equal": True,
+        "backend": "gloo",
+    }
     vllm = ProbeResult("vllm_engine", Status.PASS, facts=[Fact("engine", fields=engine)])
     return Report(
         1, Outcome.READY, "2 nodes, 2 ranks", 14.25, (), False, {"added": {"NCCL_DEBUG": "INFO"}}, (bandwidth, collectives, vllm), nodes(2), ranks(2),
@@ -136,8 +143,12 @@ def test_of_an_engine_the_slowest_ranks_times_count_and_one_difference_is_a_diff
     def engine(**fields):
         return Fact("engine", fields={"tensor_parallel": 2, **fields})
 
-    facts = [engine(startup_seconds=30.0, tokens_equal=True), engine(startup_seconds=40.0, tokens_equal=False)]
+    facts = [
+        engine(startup_seconds=30.0, tokens_equal=True, backend="shared memory"),
+        engine(startup_seconds=40.0, tokens_equal=False, backend="gloo"),
+    ]
     (merged,) = reports.engines([ProbeResult("vllm_engine", Status.FAIL, facts=facts)])
+    assert merged["backend"] == "shared memory, gloo"  # ranks on different CPUs
     assert merged["startup_seconds"] == 40.0 and merged["token_seconds"] is None and merged["tokens_equal"] is False
     (merged,) = reports.engines([ProbeResult("vllm_engine", Status.PASS, facts=[engine(tokens_equal=True, compared=[])])])
     assert merged["tokens_equal"] is None
@@ -240,7 +251,7 @@ def test_text_shows_who_where_and_the_slowest_ranks_times():
     assert "1 MiB" in row and "2 ms" in row and "9 ms" in row and "0.524 GB/s" in row and row.endswith("yes")
     assert any("slowest" in line for line in lines)
     assert any("broadcast" in line and "yes" in line for line in lines)
-    assert any(line.split() == ["2", "1", "31", "s", "20", "ms", "4", "ms", "yes"] for line in lines)
+    assert any(line.split() == ["2", "1", "gloo", "31", "s", "20", "ms", "4", "ms", "yes"] for line in lines)
     assert "note (collectives): Gloo was used" in lines
     assert "checked (collectives, rank 0-1): operations 42, wrong 0" in lines
 
@@ -262,7 +273,7 @@ def test_text_shows_a_node_without_gpus_and_counts_the_addresses_it_leaves_out()
 def test_text_prints_a_dash_for_a_time_that_is_not_known():
     probe = ProbeResult("vllm_engine", Status.UNKNOWN, facts=[Fact("engine", fields={"tensor_parallel": 1, "startup_seconds": math.nan})])
     lines = reports.render(replace(ready(), probes=(probe,)), "text").splitlines()
-    assert any(line.split() == ["1", "1", "-", "-", "-", "not", "compared"] for line in lines)
+    assert any(line.split() == ["1", "1", "-", "-", "-", "-", "not", "compared"] for line in lines)
 
 
 def test_text_always_says_that_the_nodes_were_emulated():

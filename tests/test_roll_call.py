@@ -190,10 +190,12 @@ SCENES: dict[str, Scene] = {
     ),
     "node 1 has another token": Scene(
         (
-            Agent("a", f"--nnodes 2 --node-rank 0 {M} --token one", Said("token-mismatch", ["10.77.0.2"], None, ("node 1 is missing",))),
+            Agent(
+                "a", f"--nnodes 2 --node-rank 0 {M} --token this-is-token-one", Said("token-mismatch", ["10.77.0.2"], None, ("node 1 is missing",))
+            ),
             Agent(
                 "b",
-                f"--nnodes 2 --node-rank 1 {M} --token two --roll-call-timeout 4s",
+                f"--nnodes 2 --node-rank 1 {M} --token this-is-token-two --roll-call-timeout 4s",
                 Said("token-mismatch", ["node-b"], None, (f"{ADDRESS_0}:PORT",)),
                 after=WAITS,
             ),
@@ -209,9 +211,9 @@ SCENES: dict[str, Scene] = {
     ),
     "a stranger knocks while two nodes meet": Scene(
         (
-            Agent("a", f"--nnodes 2 --node-rank 0 {M} --token one --roll-call-timeout 60s", None),
-            Agent("b", f"--nnodes 2 --node-rank 1 {M} --token two", Said("token-mismatch", ["node-b"]), after=WAITS, alone=True),
-            Agent("b", f"--nnodes 2 --node-rank 1 {M} --token one --roll-call-timeout 60s", None),
+            Agent("a", f"--nnodes 2 --node-rank 0 {M} --token this-is-token-one --roll-call-timeout 60s", None),
+            Agent("b", f"--nnodes 2 --node-rank 1 {M} --token this-is-token-two", Said("token-mismatch", ["node-b"]), after=WAITS, alone=True),
+            Agent("b", f"--nnodes 2 --node-rank 1 {M} --token this-is-token-one --roll-call-timeout 60s", None),
         ),
         seconds=2,
     ),

@@ -281,7 +281,7 @@ def test_a_probe_ends_as_its_gravest_fact_says(facts: list[Any], status: Status,
 
 def test_a_failure_of_ours_while_ways_are_tried_costs_that_probe_and_a_lost_node_ends_it_all(monkeypatch: pytest.MonkeyPatch) -> None:
     members = SimpleNamespace(hellos=dict)
-    surveyor = surveying.Surveyor(members, Cluster(1, 0, "10.0.0.0", 1, 1), Options([]), {})  # type: ignore[arg-type]
+    surveyor = surveying.Surveyor(members, Cluster(1, 0, "10.0.0.0", 1, 1), Options([]))  # type: ignore[arg-type]
 
     async def nobody(_: object) -> list[Node]:
         return []
@@ -312,7 +312,7 @@ def test_gpus_in_use_are_worth_a_note_to_who_forces_it() -> None:
     [
         (None, "no answer in 20 s"),
         (wire.Surveyed(b"", "no answer in 15 s"), "no answer in 15 s"),
-        (wire.Surveyed(b"nonsense"), "not an inventory: "),
+        (wire.Surveyed(b"nonsense"), "a document that cannot be unpacked: "),
     ],
 )
 def test_what_did_not_come_of_a_node_is_missing_in_each_section_with_the_reason(answer: wire.Surveyed | None, why: str) -> None:

@@ -18,30 +18,30 @@ from ncclcheck.cli import cli
 
 HEAVY = ("torch", "zmq", "psutil", "pyroute2", "pynvml", "vllm")
 HERE = ("--nnodes", "1", "--nproc-per-node", "1")  # one rank on this machine, nothing emulated
+ON_NODES = ("--nnodes", "--node-rank", "--master", "--hosts", "--token", "--token-file", "--insecure", "--roll-call-timeout")
 OPTIONS = {
     "probe": [
-        "names", "--skip", "--nnodes", "--node-rank", "--master", "--nproc-per-node", "--hosts", "--emulate", "--simulate-link", "--token",
-        "--roll-call-timeout", "--deadline", "--budget", "--max-bytes", "--model", "--max-model-len", "--tp", "--pp", "--vllm-mode", "--inject",
-        "--allow-network-faults", "--force", "--run-dir", "--format", "--output", "--allow-degraded",
+        "names", "--skip", *ON_NODES, "--nproc-per-node", "--emulate", "--simulate-link", "--deadline", "--budget", "--max-bytes", "--model",
+        "--max-model-len", "--tp", "--pp", "--vllm-mode", "--inject", "--allow-network-faults", "--force", "--run-dir", "--format", "--output",
+        "--allow-degraded",
     ],
     "bench": [
         "model", "--tp", "--pp", "--concurrency", "--input-len", "--output-len", "--requests", "--set", "--vary", "--simulate-link", "--again",
-        "--nnodes", "--node-rank", "--master", "--nproc-per-node", "--hosts", "--emulate", "--token", "--roll-call-timeout", "--deadline",
-        "--force", "--run-dir", "--format", "--output",
+        *ON_NODES, "--nproc-per-node", "--emulate", "--deadline", "--force", "--run-dir", "--format", "--output",
     ],
     "drill": [
-        "names", "--repeat", "--seed", "--nnodes", "--node-rank", "--master", "--nproc-per-node", "--hosts", "--emulate",
-        "--allow-network-faults", "--force", "--token", "--run-dir", "--format", "--output",
+        "names", "--repeat", "--seed", *ON_NODES, "--nproc-per-node", "--emulate", "--allow-network-faults", "--force", "--run-dir",
+        "--format", "--output",
     ],
     "plan": [
         "model", "--run", "--nodes", "--gpus-per-node", "--gpu", "--inside", "--network", "--requests", "--prompt", "--answer", "--max-model-len",
         "--dtype", "--tp", "--pp", "--hosts", "--node-rank", "--emit", "--format", "--output",
     ],
     "triage": [
-        "paths", "--live", "--pid", "--nnodes", "--node-rank", "--master", "--hosts", "--token", "--roll-call-timeout", "--run-dir", "--format",
-        "--output",
+        "paths", "--live", "--pid", *ON_NODES, "--run-dir", "--format", "--output",
     ],
     "collect": ["--pid", "--output"],
+    "token": [],
     "list": [],
     "explain": ["words"],
 }  # fmt: skip
@@ -221,7 +221,7 @@ def test_who_waits_for_a_pipes_writer_says_so_and_can_be_interrupted(tmp_path: P
         assert job.wait(SOON) == 143
     finally:
         job.kill()
-    assert job.err == "ncclcheck: 'pipe' is a pipe: waiting for what is written into it\n" and job.out == ""
+    assert job.err == "ncclcheck: 'pipe' is a pipe: waiting for what is written into it (at most 60 s)\n" and job.out == ""
 
 
 @pytest.mark.parametrize("words", ["triage a.log", "list", "explain rank"])

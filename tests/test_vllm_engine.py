@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import psutil
 import pytest
+from cpus import CPUS, environment, within_a_node
 from running import SOON, free_port, until
 
 from ncclcheck import vllm_answers, vllm_failures, vllm_model, vllm_traffic
@@ -253,15 +254,18 @@ def job(tmp_path: Path) -> Iterator[Job]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(200)
-def test_an_engine_over_two_ranks_answers_as_one_rank_does_and_leaves_nothing(job: Job) -> None:
-    process = job.start(*TORCHRUN, "-m", "ncclcheck.probes.vllm_engine")
+@pytest.mark.parametrize("cpu", CPUS)
+def test_an_engine_over_two_ranks_answers_as_one_rank_does_and_leaves_nothing(cpu: str, job: Job) -> None:
+    process = job.start(*TORCHRUN, "-m", "ncclcheck.probes.vllm_engine", **environment(cpu))
     output, _ = process.communicate(timeout=190)
     assert process.returncode == 0, output
     (engine,) = [line for line in output.splitlines() if line.startswith("rank 0: engine ")]
     assert "tensor_parallel=2" in engine
     assert "tokens_equal=True" in engine
     assert "TP=1 with TP=2" in engine
-    assert "backend=shared memory" in engine
+    carrier = within_a_node(cpu)
+    assert f"backend={carrier} " in engine
+    assert ("its shared memory is named" in output) is (carrier == "shared memory"), "what is not used needs no correction"
     until(lambda: not job.left(), SOON, "the end of all that was started")
 
 

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
+from cpus import environment, within_a_node
 from running import Job, until
 
 from ncclcheck import triage, vllm_answers, vllm_failures, vllm_layout, vllm_model, vllm_reference
@@ -228,17 +229,18 @@ def real(seconds: int) -> Callable[[T], T]:
 
 @real(seconds=290)
 @pytest.mark.parametrize(
-    ("shape", "words", "layout", "backend"),
+    ("shape", "words", "layout", "backend", "cpu"),
     [
-        ("2x1", ("--pp", "2"), "TP=1 PP=2", "gloo"),
-        ("2x2", ("--tp", "2"), "TP=2 PP=2", "shared memory (TP), gloo (PP)"),
+        ("2x1", ("--pp", "2"), "TP=1 PP=2", "gloo", "this CPU"),
+        ("2x2", ("--tp", "2"), "TP=2 PP=2", "{within a node} (TP), gloo (PP)", "this CPU"),
+        ("2x2", ("--tp", "2"), "TP=2 PP=2", "{within a node} (TP), gloo (PP)", "without AVX-512"),
     ],
-    ids=["PP", "TPxPP"],
+    ids=["PP", "TPxPP", "TPxPP without AVX-512"],
 )
 def test_stages_on_two_nodes_answer_as_one_rank_does_over_the_network(
-    shape: str, words: tuple[str, ...], layout: str, backend: str, tmp_path: Path
+    shape: str, words: tuple[str, ...], layout: str, backend: str, cpu: str, tmp_path: Path
 ) -> None:
-    job = Job(tmp_path, "probe", "vllm_engine", *words, "--emulate", shape, "--format", "json")
+    job = Job(tmp_path, "probe", "vllm_engine", *words, "--emulate", shape, "--format", "json", env=environment(cpu))
     assert job.wait(280) == 0, job.out + job.err
     report = job.report
     (probe,) = (each for each in report["probes"] if each["name"] == "vllm_engine")
@@ -248,6 +250,7 @@ def test_stages_on_two_nodes_answer_as_one_rank_does_over_the_network(
     assert sorted(engines) == [rank["rank"] for rank in report["ranks"]]
     assert {str(Layout(engine["tensor_parallel"], engine["pipeline_parallel"])) for engine in engines.values()} == {layout}
     assert all(engine["tokens_equal"] and engine["streamed"] and engine["left"] == [] for engine in engines.values())
+    backend = backend.replace("{within a node}", within_a_node(cpu))
     assert all(engine["backend"] == backend for engine in engines.values())
     assert f"TP=1 with {layout}" in engines[0]["compared"] and "each alone with joining a running batch" in engines[0]["compared"]
     assert {"spawn", "import", "configuration", "rendezvous", "weights", "kv-cache", "first-token"} <= engines[0]["phase_seconds"].keys()

@@ -15,17 +15,17 @@ from typing import Any
 import msgspec
 
 from ncclcheck import cluster as clusters
-from ncclcheck import emulate, ending, session, vllm_model
+from ncclcheck import emulate, ending, safe_files, session, token_sharing, vllm_model
 from ncclcheck.bench import asked, child, document, html, text, words
 from ncclcheck.bench.cells import Cell, Result
 from ncclcheck.bench.found import Found, Row
 from ncclcheck.bench.grid import Launch, Plan
-from ncclcheck.bench.store import Store, write
+from ncclcheck.bench.store import Store
 from ncclcheck.collect import host
 from ncclcheck.drilling import is_first
 from ncclcheck.live import Live
 from ncclcheck.model import EXIT_CODES, Fact, Outcome, Report, Status
-from ncclcheck.printing import Usage, writable
+from ncclcheck.printing import Usage, check_output, writable
 from ncclcheck.report import json
 from ncclcheck.units import seconds_text
 
@@ -44,6 +44,7 @@ class Nodes:
     first: bool
     emulated: bool
     gpus: Sequence[str]  # names of this node's
+    cluster: clusters.Cluster | None = None  # where several real nodes take part
 
 
 def run(model: str | None, given: Mapping[str, Any], environ: Mapping[str, str]) -> int:
@@ -64,6 +65,9 @@ def run(model: str | None, given: Mapping[str, Any], environ: Mapping[str, str])
     try:
         with ending.signals():
             work.run()
+    except token_sharing.Missing as missing:
+        print(f"ncclcheck: {missing}", file=sys.stderr)
+        return EXIT_CODES[Outcome.UNKNOWN]
     except ending.Ended as ended:
         interrupted = ended.args[0]
     found = replace(work.found(), interrupted=bool(interrupted))
@@ -76,9 +80,7 @@ def _check(given: Mapping[str, Any]) -> None:
     if given["form"] not in FORMATS:
         raise Usage(f"--format {given['form']} is not known; choose from {', '.join(FORMATS)}")
     if given["output"]:
-        writable(Path(given["output"]).resolve().parent)
-        if Path(given["output"]).is_dir():
-            raise Usage(f"cannot write to {given['output']}: Is a directory")
+        check_output(given["output"])
 
 
 def _nodes(given: Mapping[str, Any], environ: Mapping[str, str], shape: str | None) -> Nodes:
@@ -92,14 +94,14 @@ def _nodes(given: Mapping[str, Any], environ: Mapping[str, str], shape: str | No
         raise Usage(f"{'--emulate: ' if shape else ''}{error}") from None
     if found.task:
         raise Usage("a measurement is started once on each node, not once for each rank")
-    return Nodes(found.nnodes, found.nproc_per_node, is_first(found), False, gpus)
+    return Nodes(found.nnodes, found.nproc_per_node, is_first(found), False, gpus, found if found.nnodes > 1 else None)
 
 
 def _write(found: Found, given: Mapping[str, Any]) -> None:
     form = given["form"]
     rendered = json.dumps(document.build(found)) if form == "json" else html.render(found) if form == "html" else text.render(found)
     if given["output"]:
-        Path(given["output"]).write_text(rendered, encoding="utf-8")
+        safe_files.write(Path(given["output"]), rendered.encode())
         return
     with contextlib.suppress(BrokenPipeError):  # who closed the pipe has read enough
         sys.stdout.write(rendered)
@@ -111,7 +113,7 @@ class _Bench:
 
     def __init__(self, model: str | None, given: Mapping[str, Any], environ: Mapping[str, str], folder: Path, where: Nodes, plan: Plan) -> None:
         self._model, self._given, self._nodes, self.plan, self._folder = model, given, where, plan, folder
-        self._environ = {**environ, **({"NCCLCHECK_TOKEN": given["token"]} if given["token"] else {})}
+        self._environ, self._token = dict(environ), ""
         if where.emulated and not where.gpus:  # too few for all layouts: none gets any, so that all compare
             self._environ["CUDA_VISIBLE_DEVICES"] = ""
         self._live = Live(sys.stderr, enabled=True)
@@ -133,7 +135,9 @@ class _Bench:
         self._started = time.monotonic()
 
     def run(self) -> None:
-        """Measure what is not kept yet."""
+        """Measure what is not kept yet. Raises token_sharing.Missing, and Usage."""
+        if self._nodes.cluster and not self._given["insecure"]:
+            self._token = token_sharing.settled(self._nodes.cluster, self._nodes.first, self._given, self._say).text
         if self._kept:
             self._say(f"{len(self._kept)} of {len(self.plan.cells)} cells were measured before, and are kept in {self._store.folder}")
         left = [launch for launch in self.plan.launches if self._pending(launch)]
@@ -159,7 +163,8 @@ class _Bench:
         layouts = dict.fromkeys(cell.server.layout for cell in self.plan.cells)
         curves = {layout: curve for layout in layouts if (curve := self._store.curve(layout))}
         seconds = time.monotonic() - self._started
-        return Found(self.plan, rows, self._store.where, shape, curves, self._nodes.emulated, seconds)
+        insecure = bool(self._nodes.cluster and self._given["insecure"])
+        return Found(self.plan, rows, self._store.where, shape, curves, self._nodes.emulated, seconds, insecure=insecure)
 
     def _pending(self, launch: Launch) -> list[Cell]:
         return [cell for cell in launch.cells if cell not in self._told]
@@ -177,9 +182,11 @@ class _Bench:
             **({"model": self._model} if self._model else {}),
             **(ALL_REDUCES if timed else {}),
         }  # fmt: skip
-        of_probe = {name: self._given[name] for name in ("nnodes", "node_rank", "master", "nproc_per_node", "hosts", "token", "force", "deadline")}
+        of_probe = ("nnodes", "node_rank", "master", "nproc_per_node", "hosts", "insecure", "force", "deadline")
         given = {
-            **of_probe,
+            **{name: self._given[name] for name in of_probe},
+            "token": self._token,
+            "token_file": None,
             "emulate": f"{layout.nodes}x{layout.each}" if self._nodes.emulated else None,
             "roll_call_timeout": self._given["roll_call_timeout"],
             "run_dir": str(self._folder),
@@ -189,7 +196,8 @@ class _Bench:
             "allow_degraded": True,
             "allow_network_faults": False,
         }
-        return child.Asked([*(["bandwidth"] if timed else []), PROBE], msgspec.to_builtins(options), given, layout.link)
+        servers = [msgspec.to_builtins(other.server) for other in self.plan.launches]
+        return child.Asked([*(["bandwidth"] if timed else []), PROBE], msgspec.to_builtins(options), given, layout.link, servers)
 
     def _look(self, pending: Sequence[Cell]) -> None:
         """A line for every cell that has been measured meanwhile."""
@@ -215,7 +223,7 @@ class _Bench:
         if report:
             probes = {probe.name: probe for probe in report.probes}
             if (probe := probes.get("bandwidth")) and probe.samples:
-                write(self._store.ways(launch.server.layout), msgspec.json.encode(report))
+                safe_files.write(self._store.ways(launch.server.layout), msgspec.json.encode(report))
             bench = probes.get(PROBE)
             if bench and bench.status is Status.PASS:  # else what came of a load is a consequence
                 failed = {str(fact.get("load")): str(fact.get("why")) for fact in bench.facts if fact.kind == "cell-failed"}

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from ncclcheck import ending, link
+from ncclcheck import ending, interpreter, link
 from ncclcheck.model import Report
 from ncclcheck.options import Options
 
@@ -28,14 +28,16 @@ class Asked(msgspec.Struct, frozen=True):
     probe_options: dict[str, Any]
     given: dict[str, Any]
     link: str = ""
+    servers: list[dict[str, Any]] = []  # those that may be started on this node, of all runs
 
 
 def run(asked: Asked, environ: Mapping[str, str], look: Callable[[], None]) -> tuple[Report | None, str]:
     """Its report; or None, and why there is none. `look` is called while it works. What it started is gone when this returns or raises."""
-    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    with open(os.memfd_create("asked"), "w+b") as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         given.write(msgspec.json.encode(asked))
+        given.flush()  # a token is in it: on no disk, and neither in its arguments nor in its environment
         given.seek(0)
-        process = subprocess.Popen([sys.executable, "-m", "ncclcheck.bench.child"], stdin=given, stdout=out, stderr=err, env=dict(environ))
+        process = subprocess.Popen(interpreter.module("ncclcheck.bench.child"), stdin=given, stdout=out, stderr=err, env=dict(environ))
         left = float(asked.given["deadline"]) + float(asked.given["roll_call_timeout"]) + BOUND
         try:
             while process.poll() is None and left > 0:
@@ -72,6 +74,8 @@ def main() -> int:
         deadline=given["deadline"],
         force=given["force"],
         probe_options=asked.probe_options,
+        also_permitted=["bandwidth"],  # node 0 has it run first where nobody has timed the ranks' all-reduces
+        servers=asked.servers,
         link=link.parse(asked.link) if asked.link else None,
     )
     try:

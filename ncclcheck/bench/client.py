@@ -6,7 +6,6 @@ import http.client
 import os
 import select
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from ncclcheck import interpreter
 from ncclcheck.bench import reading
 from ncclcheck.bench.cells import Load, Result
 from ncclcheck.bench.reading import Gauges, Unreadable
@@ -33,7 +33,7 @@ class Client(AbstractContextManager["Client"]):
         self._log = log
         with open(log, "wb") as file:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "ncclcheck.vllm_load"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file,
+                interpreter.module("ncclcheck.vllm_load"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file,
                 env={**environ, "NCCLCHECK_CLIENT_OF": str(os.getpid())},
             )  # fmt: skip
 

@@ -26,6 +26,7 @@ def build(found: Found) -> dict[str, Any]:
         "summary": words.summary(found),
         "seconds": round(found.seconds, 3),
         "emulated": found.emulated,
+        "insecure": found.insecure,
         "ncclcheck": __version__,
         "where": dict(found.where),
         "reference": _cell(found.plan.reference),

@@ -40,6 +40,7 @@ class Found:
     emulated: bool = False
     seconds: float = 0.0
     interrupted: bool = False
+    insecure: bool = False  # the nodes shared no secret
 
     @property
     def results(self) -> dict[Cell, Result]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from ncclcheck import safe_files
 from ncclcheck.bench.cells import SCHEMA, Cell, Layout, Result
 from ncclcheck.plan import measured
 from ncclcheck.plan.curves import Curve
@@ -35,7 +35,7 @@ class Store:
     def __init__(self, folder: Path, where: Mapping[str, Any]) -> None:
         self.folder = folder
         self.where = where
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        safe_files.folder(folder)
 
     def path(self, cell: Cell) -> Path:
         """Where a cell's result is, or will be."""
@@ -53,7 +53,8 @@ class Store:
 
     def put(self, cell: Cell, result: Result) -> None:
         """Keep it; who reads meanwhile sees all of it or nothing."""
-        write(self.path(cell), msgspec.json.format(msgspec.json.encode(Kept(cell.key(self.where), cell, dict(self.where), result)), indent=1))
+        kept = Kept(cell.key(self.where), cell, dict(self.where), result)
+        safe_files.write(self.path(cell), msgspec.json.format(msgspec.json.encode(kept), indent=1))
 
     def ways(self, layout: Layout) -> Path:
         """Where the report is that has the all-reduces of a layout's ranks."""
@@ -67,14 +68,3 @@ class Store:
             if path.stat().st_size <= MOST_LINK_BYTES:
                 return measured.read(path).curve
         return None
-
-
-def write(path: Path, data: bytes) -> None:
-    """Replace a file as a whole. Raises OSError."""
-    other = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        other.write_bytes(data)
-        os.replace(other, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            other.unlink()

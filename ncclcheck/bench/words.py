@@ -8,6 +8,7 @@ from ncclcheck.bench import effects
 from ncclcheck.bench.cells import Layout, Server
 from ncclcheck.bench.effects import Effect
 from ncclcheck.bench.found import Found, Row
+from ncclcheck.run_token import INSECURE
 from ncclcheck.units import seconds_text
 
 NEARLY = 0.9  # of the most throughput: more requests at once than it takes for that only wait longer
@@ -16,7 +17,11 @@ CHANCE = 0.1  # smaller differences are not told from chance by one measurement
 
 
 def summary(found: Found) -> str:
-    """One sentence: how much was measured, and what moved throughput most."""
+    """One sentence: how much was measured, what moved throughput most, and whether anybody could have taken part."""
+    return f"{_measured(found)}; {INSECURE}" if found.insecure else _measured(found)
+
+
+def _measured(found: Found) -> str:
     done, every = len(found.results), len(found.plan.cells)
     kept = sum(row.kept for row in found.rows)
     told = f"{done} of {every} cells measured" + (f", {kept} of them before" if kept else "")

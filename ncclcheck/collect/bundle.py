@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
-from ncclcheck import __version__, secrets
+from ncclcheck import __version__, safe_files, secrets
 from ncclcheck.collect import files, gpus, host, jobs, kernel_log, network, node, patient, pyspy, ras, states
 from ncclcheck.collect.taken import Item, Missing
 
@@ -44,9 +45,8 @@ def gather(into: Path, pid: int | None, progress: Progress) -> Manifest:
     """
 
     def add(name: str, data: bytes) -> None:
-        path = into / name
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        *folders, last = name.split("/")
+        with open(safe_files.folder(into, *folders) / last, "xb", opener=safe_files.private) as file:
             file.write(data)
 
     return _collect(add, pid, progress)
@@ -55,12 +55,12 @@ def gather(into: Path, pid: int | None, progress: Progress) -> Manifest:
 def write(folder: Path, pid: int | None, progress: Progress) -> Path:
     """The same as one file, `ncclcheck-<host>-<utc>.tar.gz`, that only its owner may read. Raises as `gather` does."""
     stem = f"ncclcheck-{_place()}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-    partial_ = folder / f".{stem}.{os.getpid()}.partial"
-    folder.mkdir(parents=True, exist_ok=True)
+    partial_ = folder / f".{stem}.{token_hex(8)}.partial"
+    safe_files.check(partial_)
     left = partial(partial_.unlink, missing_ok=True)
     atexit.register(left)  # where this runs in a thread that nobody waits for, the clean-up below is not reached
     try:
-        with open(os.open(partial_, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
+        with open(partial_, "xb", opener=safe_files.private) as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
 
             def add(name: str, data: bytes) -> None:
                 member = tarfile.TarInfo(name)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from ncclcheck import interpreter
 from ncclcheck.collect import host, patient
 from ncclcheck.collect.nvml import Nvml, Refused
 from ncclcheck.collect.taken import Item, Missing, Taken
@@ -25,7 +26,7 @@ def reports() -> Iterator[Item]:
     if not host.nvidia_present():
         return
     try:
-        yield Taken("gpus.json", patient.output((sys.executable, "-m", __name__), _BOUND), "NVML")
+        yield Taken("gpus.json", patient.output(interpreter.module(__name__), _BOUND), "NVML")
     except OSError as error:  # TimeoutError is one
         yield Missing("GPUs (NVML)", str(error), "nvidia-smi   # does it answer? if not: dmesg | grep -i -e xid -e nvrm")
     program = shutil.which("nvidia-smi")

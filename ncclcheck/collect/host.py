@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from ncclcheck import interpreter
 from ncclcheck.collect.nvml import Nvml, Refused
 
 _NVIDIA = "0x10de"  # PCI vendor
@@ -29,8 +30,9 @@ _DISTRIBUTIONS = {
 
 
 def name() -> str:
-    """This node's host name, as text that can travel whatever bytes it is made of."""
-    return socket.gethostname().encode("utf-8", "replace").decode()
+    """This node's host name, as a word that can be printed and be part of a file's name, whatever bytes it is made of."""
+    text = socket.gethostname().encode("utf-8", "replace").decode()
+    return re.sub(r"[^\w.-]", "_", text) or "_"
 
 
 def boot_id() -> str:
@@ -101,7 +103,7 @@ def gpus_by_child() -> list[dict[str, Any]]:
     if not nvidia_present():
         return []
     try:
-        done = subprocess.run([sys.executable, "-m", __name__], stdout=subprocess.PIPE, timeout=30, check=True)
+        done = subprocess.run(interpreter.module(__name__), stdout=subprocess.PIPE, timeout=30, check=True)
         found: list[dict[str, Any]] = json.loads(done.stdout)
     except (subprocess.SubprocessError, ValueError):
         return []

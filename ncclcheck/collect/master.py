@@ -11,15 +11,18 @@ import socket
 
 import psutil
 
+from ncclcheck import handshake
 from ncclcheck.bounded import bounded
 from ncclcheck.collect.host import addresses
 from ncclcheck.model import Fact
+from ncclcheck.wire import PROTOCOL
 
 RESOLVE_BOUND = 5.0  # seconds
 CONNECT_BOUND = 2.0
 AT_ONCE = 0.5  # seconds in which a port that is not filtered has answered
 GREETING_BOUND = 1.5
-_ZMTP_SIGNATURE = (b"\xff", b"\x7f")  # first and tenth byte of what a ZeroMQ peer says first (ZMTP 3.1, greeting)
+PAUSE = 0.3  # seconds in which a listener that is no agent says something, or hangs up, when it does not understand
+AGENTS = ("agent", "token", "version")  # answers of an agent, which knows our token or another, or speaks another version
 OTHER_PORTS = (22, 111, 1)  # asked only whether the host says anything at all; a refusal is an answer
 
 
@@ -69,55 +72,66 @@ def listener(port: int) -> str:
     return ""
 
 
-async def look(host: str, name: str, address: str, port: int) -> Fact:
-    """Ask the master's port from outside any session; at most about 5 s. A fact of kind "master".
+async def look(host: str, name: str, address: str, port: int, key: bytes) -> Fact:
+    """Ask the master's port as an agent with this run's key would; at most about 5 s. A fact of kind "master".
 
-    `answer` is one of: refused, unreachable, silent-host, filtered, closed, silent, zmq, other; `text` quotes what was seen.
+    `answer` is one of: refused, unreachable, silent-host, filtered, closed, silent, other, or of AGENTS; `text` quotes what was seen.
     """
-    asking = asyncio.ensure_future(connect(address, port))
+    asking = asyncio.ensure_future(_open(address, port))
     await asyncio.wait([asking], timeout=AT_ONCE)
     others = [] if asking.done() else await asyncio.gather(*(connect(address, other) for other in OTHER_PORTS))
-    answer, text = await asking
+    answer, text, sock = await asking
     if answer == "timeout":
         answer = "filtered" if any(kind in ("refused", "open") for kind, _ in others) else "silent-host"
-    elif answer == "open":
-        answer, text = await _greeting(address, port)
+    elif sock:
+        with sock:
+            answer, text = await _greeting(sock, f"{address}:{port}", key)
     return Fact("master", host, fields={"name": name, "address": address, "port": port, "answer": answer, "text": text})
 
 
 async def connect(address: str, port: int, source: str = "") -> tuple[str, str]:
     """`open`, `refused`, `unreachable` or `timeout`, and what was seen in words; from one of our own addresses, where `source` names one."""
-    try:
-        async with asyncio.timeout(CONNECT_BOUND):
-            _, writer = await asyncio.open_connection(address, port, local_addr=(source, 0) if source else None)
-    except TimeoutError:
-        return "timeout", f"no answer from {address}:{port} in {CONNECT_BOUND:g} s"
-    except OSError as error:
-        text = f"connect to {address}:{port}: {os.strerror(error.errno or 0)} (errno {error.errno})"
-        return ("refused" if error.errno == errno.ECONNREFUSED else "unreachable"), text
-    writer.close()
-    return "open", ""
+    answer, text, sock = await _open(address, port, source)
+    if sock:
+        sock.close()
+    return answer, text
 
 
-async def _greeting(address: str, port: int) -> tuple[str, str]:
-    """What the listener says first. A ZeroMQ peer says its signature at once, and who has our port and protocol is one of us."""
+async def _open(address: str, port: int, source: str = "") -> tuple[str, str, socket.socket | None]:
+    """The same, and the connection."""
+    sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
     try:
+        sock.setblocking(False)
+        if source:
+            sock.bind((source, 0))
         async with asyncio.timeout(CONNECT_BOUND):
-            reader, writer = await asyncio.open_connection(address, port)
-    except (OSError, TimeoutError) as error:
-        return "closed", f"{address}:{port} accepted once and then not again ({error})"
+            await asyncio.get_running_loop().sock_connect(sock, (address, port))
+        return "open", "", sock
+    except BaseException as error:
+        sock.close()
+        if isinstance(error, TimeoutError):
+            return "timeout", f"no answer from {address}:{port} in {CONNECT_BOUND:g} s", None
+        if isinstance(error, OSError):
+            text = f"connect to {address}:{port}: {os.strerror(error.errno or 0)} (errno {error.errno})"
+            return ("refused" if error.errno == errno.ECONNREFUSED else "unreachable"), text, None
+        raise
+
+
+async def _greeting(sock: socket.socket, place: str, key: bytes) -> tuple[str, str]:
+    """How the listener takes an agent's first words. Ours is silent until it has heard all of them, and then answers or hangs up."""
     try:
-        writer.write(b"\xff" + bytes(8) + b"\x7f" + b"\x03")
         async with asyncio.timeout(GREETING_BOUND):
-            data = await reader.read(64)
+            await handshake.ask(sock, key, handshake.LOOKING, pause=PAUSE)
     except TimeoutError:
-        return "silent", f"{address}:{port} accepts connections and says nothing for {GREETING_BOUND:g} s"
+        return "silent", f"{place} accepts connections and says nothing for {GREETING_BOUND:g} s"
     except OSError as error:
-        return "closed", f"{address}:{port} accepts connections and drops them ({os.strerror(error.errno or 0)})"
-    finally:
-        writer.close()
-    if not data:
-        return "closed", f"{address}:{port} accepts connections and closes them"
-    if len(data) >= 10 and (data[:1], data[9:10]) == _ZMTP_SIGNATURE:
-        return "zmq", f"{address}:{port} answers as a ZeroMQ peer"
-    return "other", f"{address}:{port} answers {data[:40]!r}"
+        return "closed", f"{place} accepts connections and drops them ({os.strerror(error.errno or 0)})"
+    except handshake.TokenRefused:
+        return "token", f"{place} hangs up when it has heard our token, as an agent with another one does"
+    except handshake.OtherVersion as other:
+        return "version", f"the agent at {place} speaks protocol {other.args[0]}, and ours is {PROTOCOL}"
+    except handshake.Stranger as other:
+        if not other.args[0]:
+            return "closed", f"{place} accepts connections and closes them"
+        return "other", f"{place} answers {other.args[0]!r}"
+    return "agent", f"an agent with our token answers at {place}"

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ncclcheck import parent
+from ncclcheck import interpreter, parent
 from ncclcheck.collect import host, patient
 from ncclcheck.survey import Question
 
@@ -52,7 +52,7 @@ def copies(gpus: Sequence[int], environ: Mapping[str, str] | None = None, second
     environ = {**(os.environ if environ is None else environ), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     late = False
     try:
-        said = patient.output((sys.executable, "-m", __name__, str(len(gpus)), str(time.monotonic() + seconds)), seconds, environ)
+        said = patient.output(interpreter.module(__name__, str(len(gpus)), str(time.monotonic() + seconds)), seconds, environ)
     except patient.Late as error:
         said, late = error.said, True
     except OSError as error:

@@ -11,6 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
+from ncclcheck import safe_files
 from ncclcheck.model import Evidence, Fact
 
 BOUND = 3.0  # seconds each way of asking may take
@@ -77,7 +78,7 @@ async def _py_spy(rank: int, pid: int, folder: Path) -> Fact:
         hint = " (CAP_SYS_PTRACE is missing)" if "ermission" in reason else ""
         return Fact("no-stack", rank=rank, pid=pid, fields={"reason": f"py-spy: {reason}{hint}"})
     path = folder / f"rank{rank}.py-spy.txt"
-    path.write_text(text)
+    safe_files.write(path, text.encode("utf-8", "replace"))
     return _fact(rank, pid, text, "py-spy", f"{folder.name}/{path.name}", 1)
 
 

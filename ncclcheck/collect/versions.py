@@ -71,7 +71,7 @@ def _nccl(unread: dict[str, str]) -> dict[str, str | None]:
     if library is None:
         return {"nccl": None, "nccl_path": None}
     try:
-        number, path = patient.output((sys.executable, "-S", "-E", "-c", _ASK, library), _BOUND).strip().split(maxsplit=1)
+        number, path = patient.output((sys.executable, "-S", "-I", "-c", _ASK, library), _BOUND).strip().split(maxsplit=1)
     except (OSError, ValueError) as error:  # TimeoutError is one
         unread["nccl"] = f"{library}: {error}"
         return {"nccl": None, "nccl_path": library}

@@ -7,6 +7,7 @@ import io
 import os
 import select
 import stat
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from ncclcheck.units import bytes_text
 ENDLESS = 64 << 30  # bytes read of one path: more is no log, and takes half an hour
 MOST_FILES = 100_000  # under one path
 _LEFT_OUT = frozenset({".git"})
+WRITER_BOUND = 60.0  # seconds in which something must have come into a pipe
 _POLL_MS = 200  # while a pipe's writer is waited for
 
 
@@ -144,8 +146,24 @@ def _opened(found: _Found, watch: workers.Watch) -> _Input:
         return _Input(io.FileIO(0, closefd=False), watch)
     _check(os.stat(found.path).st_mode, found.given)
     stream = _Input(io.FileIO(found.path, opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)), watch)
-    _check(stream.mode, found.given)  # it may be another one by now
+    try:
+        _check(stream.mode, found.given)  # it may be another one by now
+        if stat.S_ISFIFO(stream.mode):
+            _await_writer(stream.file, watch)
+    except OSError:
+        stream.file.close()
+        raise
     return stream
+
+
+def _await_writer(pipe: io.FileIO, watch: workers.Watch) -> None:
+    """Until something came, or a writer came and went. Raises OSError where neither happens in time."""
+    poll, end = select.poll(), time.monotonic() + WRITER_BOUND
+    poll.register(pipe, select.POLLIN)
+    while not poll.poll(_POLL_MS):
+        if time.monotonic() > end:
+            raise OSError(f"nothing was written into it within {WRITER_BOUND:g} s")
+        watch.alive()
 
 
 def _check(mode: int, given: bool) -> None:

@@ -53,8 +53,8 @@ def slowest(samples: Iterable[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any
 
 
 def engines(probes: Iterable[ProbeResult]) -> list[dict[str, Any]]:
-    """Every rank of an engine reports it: per layout, the largest of each `..._seconds`, also of each phase of its start, and `tokens_equal`
-    only if no rank saw a difference (None: nothing was compared).
+    """Every rank of an engine reports it: per layout, the largest of each `..._seconds`, also of each phase of its start, what carries its
+    groups, and `tokens_equal` only if no rank saw a difference (None: nothing was compared).
     """
     same: dict[tuple[Any, Any], list[Mapping[str, Any]]] = {}
     for fact in (fact for probe in probes for fact in probe.facts if fact.kind == "engine"):
@@ -65,7 +65,8 @@ def engines(probes: Iterable[ProbeResult]) -> list[dict[str, Any]]:
         said = [f["tokens_equal"] for f in facts if f.get("tokens_equal") is not None and f.get("compared", True)]
         slowest_times = {name: max(values, default=None) for name, values in times.items()}
         layout = {"tensor_parallel": tensor_parallel, "pipeline_parallel": pipeline_parallel}
-        merged.append({**layout, **slowest_times, "phase_seconds": _phases(facts), "tokens_equal": all(said) if said else None})
+        carriers = ", ".join(dict.fromkeys(str(f["backend"]) for f in facts if f.get("backend")))
+        merged.append({**layout, "backend": carriers, **slowest_times, "phase_seconds": _phases(facts), "tokens_equal": all(said) if said else None})
     return merged
 
 

@@ -239,13 +239,14 @@ def _engine(probes: Sequence[ProbeResult]) -> Iterator[str]:
         (
             _or_dash(engine["tensor_parallel"]),
             _or_dash(engine["pipeline_parallel"]),
+            _or_dash(engine["backend"]),
             *(_number(units.seconds_text, engine[name]) for name in ("startup_seconds", "first_token_seconds", "token_seconds")),
             {True: "yes", False: "NO", None: "not compared"}[engine["tokens_equal"]],
         )
         for engine in found
     ]
     if rows:
-        table = _table("vLLM engine: the slowest rank's times", ("TP", "PP", "startup", "TTFT", "TPOT", "same tokens"), rows)
+        table = _table("vLLM engine: the slowest rank's times", ("TP", "PP", "carried by", "startup", "TTFT", "TPOT", "same tokens"), rows)
         phases = [", ".join(f"{name} {_number(units.seconds_text, value)}" for name, value in engine["phase_seconds"].items()) for engine in found]
         yield "\n".join([table, *(line for text in phases if text for line in _wrap(f"phases: {text}", indent="  "))])
 

@@ -51,7 +51,7 @@ Blames
     => -
 
 Spares
-    fact master @ b name=node0 address=10.0.0.1 port=29600 answer=zmq text=zmq
+    fact master @ b name=node0 address=10.0.0.1 port=29600 answer=token text=closed
 """
 
 from ncclcheck.evidence._reads import Statement

@@ -6,6 +6,10 @@ Blames
     => a b
 
 Blames
+    fact master @ b name=node0 address=10.0.0.1 port=29600 answer=version text=3
+    => b
+
+Blames
     log node-a.log: RuntimeError: operator torchvision::nms does not exist
     => -
 
@@ -39,6 +43,7 @@ _SAME = (
     "pip list | grep -iE 'torch|nccl|vllm|ray|flash|transformers'   # on every node: they must have the same versions; "
     "pip install the releases that belong to this torch"
 )
+_AGENTS = "pip install the same version of ncclcheck on every node"
 _KINDS = {"torch-version": "torch", "vllm-version": "vLLM", "driver": "the NVIDIA driver"}
 
 READS = (
@@ -95,17 +100,30 @@ def _releases(run: Run) -> list[Finding]:
 
 
 def _agents(run: Run) -> list[Finding]:
+    answered = [
+        Finding(
+            "version-mismatch",
+            f"{fact.get('text')}: {fact.host} runs another release of ncclcheck",
+            Culprit(hosts=[fact.host] if fact.host else None),
+            0.97,
+            reading.quote(fact),
+            _AGENTS,
+        )
+        for fact in run.of("master")
+        if fact.get("answer") == "version"
+    ]
     facts = [fact for fact in run.of("hello") if fact.get("conflict") == "protocol"]
     if not facts:
-        return []
+        return answered
     said = ", ".join(f"{fact.host} runs {fact.get('version')}" for fact in facts)
     return [
+        *answered,
         Finding(
             "version-mismatch",
             f"the nodes run releases of ncclcheck that cannot speak with each other: {said}",
             Culprit(hosts=[fact.host for fact in facts if fact.host]),
             0.97,
             reading.quote(*facts),
-            "pip install the same version of ncclcheck on every node",
-        )
+            _AGENTS,
+        ),
     ]

@@ -30,7 +30,7 @@ sys.path.insert(0, str(TESTS))
 import simulated  # noqa: E402
 from running import free_port  # noqa: E402
 
-from ncclcheck import wire  # noqa: E402
+from ncclcheck import node, transport  # noqa: E402
 from ncclcheck.cluster import Cluster  # noqa: E402
 from ncclcheck.coordinator import Coordinator  # noqa: E402
 from ncclcheck.options import Options  # noqa: E402
@@ -103,7 +103,6 @@ async def agents(port: int, nodes: int, ranks: int) -> AsyncIterator[Agents]:
 
 async def measure(nodes: int, ranks: int, late: int = 0, probes: Sequence[str] = ("training",), steady: float = STEADY) -> dict[str, Any]:
     """One run, from roll call to verdict."""
-    simulated.raise_limit()
     lag, marks, row = Lag(), {}, {"nodes": nodes, "ranks": nodes * ranks}
     met, launched = asyncio.Event(), asyncio.Event()
     cpu = time.process_time
@@ -117,13 +116,13 @@ async def measure(nodes: int, ranks: int, late: int = 0, probes: Sequence[str] =
         if "starting" in text:
             launched.set()
 
-    port, server = free_port(), wire.Server(simulated.TOKEN)
-    server.bind("127.0.0.1", port)
+    port, server = free_port(), transport.Server(simulated.KEY, node.MOST_EACH * nodes + node.MOST_MORE)
+    server.bind(simulated.MASTER, port)
     options = Options(probes=probes, force=True, roll_call_timeout=BOUND, deadline=BOUND)
     async with agents(port, nodes, ranks) as others:
         await others.heard()
         with tempfile.TemporaryDirectory() as folder:
-            cluster = Cluster(nodes, 0, "127.0.0.1", port, ranks)
+            cluster = Cluster(nodes, 0, simulated.MASTER, port, ranks)
             watching = asyncio.create_task(lag.keep())
             await asyncio.sleep(0.1)
             lag.take()

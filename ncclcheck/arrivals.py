@@ -1,0 +1,243 @@
+"""What a node may tell node 0: what concerns its own ranks and itself, in the form that judging relies on. Pure.
+
+What concerns others is left out. What no agent of this version sends raises Invalid, and whoever sent it is heard no more.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+
+from ncclcheck import wire
+from ncclcheck.causes import CAUSES
+from ncclcheck.journal import Line, Slot
+from ncclcheck.message_limits import Invalid, Label, Name, NodeRank, RankNumber, finite, one_line, plain, words
+from ncclcheck.model import Evidence, Fact
+
+MOST_BYTES_OF_A_RANK = 8 * 2**20  # of all progress that a node reports of one launch
+_KIND = re.compile(r"[a-z0-9-]{1,64}")
+_LARGEST = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """A node that takes part: its number, its host, the ranks that are its own, and the probes that it was told to run."""
+
+    number: int
+    host: str
+    ranks: range
+    probes: Container[str] = ()
+
+    @classmethod
+    def of(cls, number: int, hello: wire.Hello, probes: Container[str] = ()) -> Sender:
+        """As the roll call has it."""
+        first = hello.task["rank"] if hello.task else number * hello.nproc_per_node
+        return cls(number, hello.host, range(first, first + (1 if hello.task else hello.nproc_per_node)), probes)
+
+
+# -- the lines of a rank's journal, by kind --------------------------------------------------------------------------
+
+
+class _Device(msgspec.Struct, forbid_unknown_fields=True):
+    index: int | None
+    name: Label | None
+    uuid: Label | None
+    pci_bus_id: Label | None
+
+
+class _Identity(msgspec.Struct, forbid_unknown_fields=True):
+    rank: RankNumber
+    local_rank: RankNumber | None
+    node_rank: NodeRank | None
+    host: Label
+    pid: int | None
+    device: _Device
+
+
+class _Hello(msgspec.Struct):
+    identity: _Identity
+    torch: Label
+    nccl: tuple[Label | None, Label | None]
+    vllm: Label | None = None
+
+
+class _Claim(msgspec.Struct, forbid_unknown_fields=True):
+    host: Label
+    pid: int
+    local_rank: RankNumber
+    environment: dict[str, str]
+    interfaces: list[str]
+
+
+class _Step(msgspec.Struct):
+    step: str
+
+
+class _Phase(msgspec.Struct):
+    phase: str
+
+
+class _Probe(msgspec.Struct):
+    name: Name
+
+
+class _Sample(msgspec.Struct):
+    name: Label
+    nbytes: int
+    dtype: Label
+    ranks: int
+    bus_factor: float
+    correct: bool | None
+    seconds: list[float | None]
+    latency_min: float | None
+    latency_median: float | None
+    latency_p99: float | None
+    algbw: float | None
+    busbw: float | None
+
+
+class _Told(msgspec.Struct):
+    fact: str
+    fields: dict[str, Any]
+
+
+class _Error(msgspec.Struct):
+    type: Label
+    message: str
+    where: str
+
+
+class _Planted(msgspec.Struct):
+    struck: float
+
+
+_LINES: Mapping[str, type[msgspec.Struct]] = {
+    "hello": _Hello, "claim": _Claim, "local": _Step, "leave": _Step, "phase": _Phase, "probe": _Probe, "probe-end": _Probe,
+    "sample": _Sample, "fact": _Told, "error": _Error, "planted": _Planted,
+}  # fmt: skip
+
+
+# -- what judging and printing take for granted in the fields of facts ------------------------------------------------
+
+
+class _Judged(msgspec.Struct):
+    """What a check itself found."""
+
+    cause: str
+    title: str
+    ranks: list[RankNumber] = []
+    hosts: list[str] | None = None
+    devices: list[str] | None = None
+    interface: str | None = None
+    link: str | None = None
+    remedy: str | None = None
+    evidence: list[str] = []
+    confidence: float = 0.95
+
+
+class _Environment(msgspec.Struct):
+    added: dict[str, str] = {}
+
+
+class _Engine(msgspec.Struct):
+    tensor_parallel: int | None = None
+    pipeline_parallel: int = 1
+    startup_seconds: float | None = None
+    first_token_seconds: float | None = None
+    token_seconds: float | None = None
+    phase_seconds: dict[str, float] = {}
+
+
+class _Absent(msgspec.Struct):
+    ranks: list[RankNumber]
+
+
+_FIELDS: Mapping[str, type[msgspec.Struct]] = {
+    "fail": _Judged, "degraded": _Judged, "environment": _Environment, "engine": _Engine, "absent": _Absent,
+}  # fmt: skip
+
+
+def progress(message: wire.Progress, sender: Sender) -> wire.Progress:
+    """The message without what concerns other nodes' ranks. Raises Invalid."""
+    finite(message.sent)
+    own = sender.ranks
+    return msgspec.structs.replace(
+        message,
+        slots=[_slot(slot) for slot in message.slots if slot.rank in own],
+        lines=[checked for each in message.lines if (checked := _line(each, sender))],
+        beats={rank: beat for rank, beat in message.beats.items() if rank in own},
+        facts=facts(message.facts, sender),
+        blocks={rank: blocks for rank, blocks in message.blocks.items() if rank in own},
+        starved={rank: finite(seconds) for rank, seconds in message.starved.items() if rank in own},
+    )
+
+
+def facts(told: Iterable[Fact], sender: Sender) -> list[Fact]:
+    """A node's facts, of its own ranks and of itself. Raises Invalid."""
+    return [_fact(fact, sender) for fact in told if fact.rank is None or fact.rank in sender.ranks]
+
+
+def _fact(fact: Fact, sender: Sender) -> Fact:
+    if not _KIND.fullmatch(fact.kind):
+        raise Invalid(f"a fact of the kind {one_line(fact.kind, 64)!r}")
+    if fact.time is not None:
+        finite(fact.time)
+    host = fact.host if fact.host is None else sender.host
+    return replace(fact, host=host, fields=_fields(fact.kind, fact.fields), source=fact.source and _evidence(fact.source))
+
+
+def _fields(kind: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields, safe to print, and of the form on which whoever reads this kind relies."""
+    safe: dict[str, Any] = plain(fields)
+    if form := _FIELDS.get(kind):
+        told = _convert(safe, form, kind)
+        if isinstance(told, _Judged) and told.cause not in CAUSES:
+            raise Invalid(f"it names a cause that does not exist: {one_line(told.cause, 64)!r}")
+    return safe
+
+
+def _evidence(source: Evidence) -> Evidence:
+    return Evidence(one_line(source.file), source.line, words(source.text))
+
+
+def _slot(slot: Slot) -> Slot:
+    numbers = (slot.pid, slot.seq, slot.nbytes, slot.since, slot.writes)
+    if not all(-1 <= number <= _LARGEST for number in numbers):
+        raise Invalid(f"the slot of rank {slot.rank} holds a number that is out of range")
+    for seconds in (slot.entered, slot.left or 0.0, slot.bound, slot.worked, slot.waited):
+        finite(seconds)
+    return replace(slot, name=one_line(slot.name, 64), group=one_line(slot.group, 64), dtype=one_line(slot.dtype, 64))
+
+
+def _line(told: Line, sender: Sender) -> Line | None:
+    """One event. What a process of that node says when it starts (a claim) is heard whichever rank it takes itself for."""
+    form = _LINES.get(told.kind)
+    if form is None or (told.rank not in sender.ranks and told.kind != "claim"):
+        return None
+    finite(told.at)
+    fields = plain(told.fields)
+    known = _convert(fields, form, told.kind)
+    match known:
+        case _Probe(name=name) if name not in sender.probes:
+            raise Invalid(f"it runs the probe {name}, which was not ordered")
+        case _Told(fact=kind, fields=more):
+            if not _KIND.fullmatch(kind):
+                raise Invalid(f"a fact of the kind {one_line(kind, 64)!r}")
+            _fields(kind, more)
+    return replace(told, fields=fields, file=one_line(told.file, 64))
+
+
+def _convert(fields: Mapping[str, Any], form: type[msgspec.Struct], kind: str) -> msgspec.Struct:
+    try:
+        return msgspec.convert(fields, form)
+    except msgspec.ValidationError as error:
+        raise Invalid(f"{kind}: {one_line(str(error))}") from None
+
+
+def sections(names: Sequence[str], found: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """A node's inventory: those sections that were asked for, safe to print. Raises Invalid."""
+    return {name: plain(found[name]) for name in names if name in found}
