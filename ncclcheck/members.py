@@ -23,7 +23,7 @@ from ncclcheck.watch import View
 
 ACK_BOUND = 5.0  # seconds in which every node must have acknowledged the verdict
 MOST_INVALID = 64  # senders of invalid messages that are remembered
-TURN = 0.1  # seconds after which a condition is looked at again, whatever was heard
+TURN = 0.1  # seconds after which a condition is looked at again, whatever was heard; and for which messages are taken in without a break
 LOOKING = 0.1  # of the time at most: what thousands of nodes say in a row is looked at once
 
 
@@ -247,7 +247,11 @@ class Members:
             await self.until(lambda: self._acks.issuperset(peers), ACK_BOUND)
 
     async def _listen(self) -> None:
+        until = time.monotonic() + TURN
         while True:
+            if time.monotonic() > until:  # where messages wait, to receive one lets nobody else have its turn
+                await asyncio.sleep(0)
+                until = time.monotonic() + TURN
             peer, data = await self._server.receive()
             if peer in self.invalid:
                 continue
@@ -280,6 +284,8 @@ class Members:
                 self._server.send(peer, self._welcomes[peer])
             case wire.Hello():
                 self._late.add(peer, message)
+            case wire.Beat() if peer in self._roll.hellos and not self.settled:
+                self._heard[peer] = self._awake.seconds
             case wire.Ack() if peer in self._settled or peer in self._roll.hellos:
                 self._acks.add(peer)
             case wire.Goodbye(reason=reason) if peer in self._roll.hellos:

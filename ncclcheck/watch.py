@@ -209,7 +209,7 @@ class View:
         """Whether ranks are inside different collectives that have the same number: then there is nothing to wait for."""
         inside: dict[int, set[int]] = {}
         for slot in self.slots.values():
-            if slot.step.inside and not slot.local:
+            if slot.left is None and not slot.local:
                 inside.setdefault(slot.seq, set()).add(slot.signature)
         return any(len(calls) > 1 for calls in inside.values())
 
@@ -263,7 +263,7 @@ class View:
         """Seconds without progress anywhere that are normal now: the largest that any rank's step allows."""
         if len(self.slots) < self.world_size:
             return START_BOUND
-        return max((slot.bound if slot.step.inside else STALL_FLOOR for slot in self.slots.values() if not slot.done), default=START_BOUND)
+        return max((slot.bound if slot.left is None else STALL_FLOOR for slot in self.slots.values() if not slot.done), default=START_BOUND)
 
     def steps(self) -> list[Step]:
         """The newest step of each rank."""

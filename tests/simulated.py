@@ -4,7 +4,7 @@ python simulated.py PORT FIRST COUNT NODES RANKS
 
 Their ranks issue the same collective CALLS times a second, all in step. What is to happen is said on standard input, a line each:
 
-    go AT       the agents connect and say hello, all at once; their ranks have run since then (time.monotonic())
+    go AT       the agents connect and say hello, one after the other; their ranks have run since then (time.monotonic())
     stall AT    the last rank of all issues no call after this moment (time.monotonic())
     late COUNT  so many more agents come, one after the other; each wants to be told that it is too late
 
@@ -14,6 +14,8 @@ Standard output has a line of JSON for each of these that is over, and one at th
 from __future__ import annotations
 
 import asyncio
+import functools
+import itertools
 import json
 import os
 import resource
@@ -21,9 +23,10 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from ncclcheck import asking, documents, history, journal, outcome, registry, transport, wire
-from ncclcheck.agent import HELLO_EVERY, REPEAT, SHIP
+from ncclcheck.agent import HELLO_EVERY, LOOK_AFTER, REPEAT, SELDOM, SHIP
 from ncclcheck.journal import Line, Slot
 from ncclcheck.launch import MOST_CALLS
 from ncclcheck.model import Evidence, Fact, Sample
@@ -34,6 +37,7 @@ MASTER = "127.0.0.1"
 CALLS = 20.0  # collectives a second
 WORK = 0.8  # of the time between two calls, outside of them
 BOUND = 2.0  # seconds without progress that the ranks call normal: the least there is
+APART = 0.001  # seconds between two agents of this process
 AT_ONCE = 100  # of those that come too late
 PATIENCE = 60.0  # seconds that one of them waits for its answer
 FRAMES = [
@@ -67,6 +71,11 @@ class Job:
     began: float = 0.0  # time.monotonic()
     stall: float = float("inf")
     _inventory: asyncio.Future[bytes] | None = None
+
+    @functools.cached_property
+    def sample(self) -> dict[str, Any]:
+        """What every rank measured."""
+        return journal.sample_fields(Sample("all_reduce", 2**20, "float32", self.nodes * self.ranks, [0.01] * 20, 1.0, True))
 
     async def inventory(self, order: wire.Survey) -> bytes:
         """What is read of this machine stands for every node, without its names and addresses."""
@@ -162,8 +171,9 @@ class Node:
         )  # fmt: skip
 
     async def _beat(self, hello: wire.Hello) -> None:
-        while True:
-            self._client.send(wire.Beat() if self._welcomed else hello)
+        for turn in itertools.count():
+            heard = time.monotonic() - self._heard < LOOK_AFTER
+            self._client.send(wire.Beat() if self._welcomed or (heard and turn % SELDOM) else hello)
             if self._heard and time.monotonic() - self._heard > wire.SILENCE:
                 self._seen.lost += 1
                 self._heard = 0.0
@@ -210,7 +220,7 @@ class Node:
             ("call", {"signature": 4711, "text": "all_reduce float32 1 MiB"}),
             ("local", {"step": "load"}),
             ("leave", {"step": "load"}),
-            ("sample", journal.sample_fields(Sample("all_reduce", 2**20, "float32", world, [0.01] * 20, 1.0, True))),
+            ("sample", self._job.sample),
         ]
         return [Line(rank, kind, 1.0 + at / 100, 0, fields, f"rank{rank}.jsonl", at + 1) for at, (kind, fields) in enumerate(said)]  # type: ignore[arg-type]
 
@@ -276,7 +286,10 @@ async def live(port: int, first: int, count: int, nodes: int, ranks: int) -> Non
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(words), sys.stdin)
     say({"ready": count})
     job.began = float((await words.readline()).split()[1])
-    agents = [asyncio.create_task(Node(number, job, port, seen).run()) for number in range(first, first + count)]
+    agents = []
+    for number in range(first, first + count):  # they share a core or two: all at once, each would take seconds to answer node 0
+        agents.append(asyncio.create_task(Node(number, job, port, seen).run()))
+        await asyncio.sleep(APART)
     ended = asyncio.gather(*agents)
     others: set[asyncio.Task[None]] = set()
 

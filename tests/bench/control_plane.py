@@ -108,6 +108,7 @@ async def measure(nodes: int, ranks: int, late: int = 0, probes: Sequence[str] =
     cpu = time.process_time
 
     def say(text: str) -> None:
+        print(f"{time.monotonic() - began:.1f} {text[:200]}", file=sys.stderr)
         if "all" in text and "here after" in text:
             marks["met"] = time.monotonic()
             met.set()
@@ -142,6 +143,8 @@ async def measure(nodes: int, ranks: int, late: int = 0, probes: Sequence[str] =
                 used = cpu()
                 others.say(f"late {late}", to=0)
                 (told,) = await others.heard(of=0)
+                if "late" not in told:
+                    raise RuntimeError(f"node 0 has ended: {(await deciding).summary}")
                 row |= {"late hellos": told["late"], "told so": told["told"], "their time, s": told["seconds"], "lag with these, s": lag.take()}
                 row |= {"CPU for these, s": cpu() - used}
             used, stall = cpu(), time.monotonic() + 0.5
