@@ -53,7 +53,7 @@ class _History:
 
     def parts_from(self, other: _History, first: int) -> int | None:
         """The number of the first call, from this one on, in which two histories differ; None where they do not as far as both are known."""
-        end = min(self.end, other.end)
+        end = max(first, min(self.end, other.end))
         mine, its = self.calls(first, end), other.calls(first, end)
         return None if mine == its else next(first + at for at, (one, two) in enumerate(zip(mine, its, strict=True)) if one != two)
 
