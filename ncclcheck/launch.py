@@ -186,7 +186,9 @@ class LocalLaunch:
         calls = self._histories[index].calls(slot.seq, MOST_CALLS, slot.since, slot.signature)
         at = {signature: number for number, signature in enumerate(dict.fromkeys(calls))}
         texts = [self._texts.get(signature, f"call {signature:x}") for signature in at]
-        fields = {"last": slot.seq, "signatures": list(at), "texts": texts, "calls": [at[signature] for signature in calls]}
+        numbers = [at[signature] for signature in calls]
+        packed = bytes(numbers) if len(at) <= 256 else numbers  # as a list, those of thousands of ranks would fill node 0's memory
+        fields = {"last": slot.seq, "signatures": list(at), "texts": texts, "calls": packed}
         return Fact("calls", self._host, slot.rank, slot.pid, fields)
 
     def _process(self, slot: Slot) -> processes.Process | None:

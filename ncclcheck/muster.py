@@ -46,9 +46,13 @@ class Claim:
     vllm: str | None = None  # where a probe needs it
 
 
-def check(order: Order, claims: Sequence[Claim]) -> list[Fact]:
-    """Facts of kind "fail", each with cause, title, ranks and hosts; none where everybody believes what was ordered."""
-    return [*_places(order, claims), *_interfaces(order, claims), *_devices(order, claims), *_versions(order, claims), *_settings(order, claims)]
+def check(order: Order, claims: Sequence[Claim], new: Sequence[Claim] | None = None) -> list[Fact]:
+    """Facts of kind "fail", each with cause, title, ranks and hosts; none where everybody believes what was ordered.
+
+    `new`: those of them that were not looked at before (all if not said); what is to be said of a single one is said of these.
+    """
+    new = claims if new is None else new
+    return [*_places(order, new), *_interfaces(order, new), *_devices(order, claims), *_versions(order, claims), *_settings(order, claims)]
 
 
 def _complete(order: Order, claims: Sequence[Claim]) -> bool:

@@ -68,26 +68,38 @@ def _found(run: Run) -> list[Finding]:
 def _unexplained(found: Sequence[Finding]) -> list[Finding]:
     """The findings without the symptoms of others. Of two that explain each other and are as sure, the first is kept."""
     ordered = sorted(found, key=lambda finding: -finding.confidence)
+    of_cause: dict[str, list[tuple[int, Finding]]] = {}
+    for at, finding in enumerate(ordered):
+        of_cause.setdefault(finding.cause, []).append((at, finding))
+    explaining = {cause: [other for other in of_cause if _name(cause) in _symptoms(other)] for cause in of_cause}
     return [
         symptom
         for index, symptom in enumerate(ordered)
-        if not any(_explains(cause, symptom) and (at < index or not _explains(symptom, cause)) for at, cause in enumerate(ordered))
+        if not any(
+            _explains(cause, symptom) and (at < index or not _explains(symptom, cause))
+            for other in explaining[symptom.cause]
+            for at, cause in of_cause[other]
+        )
     ]
 
 
 def _explains(cause: Finding, symptom: Finding) -> bool:
     """Whether one finding is why there is the other: its rule says so, it is as sure or sure enough, and an end elsewhere is another end."""
     return (
-        symptom.cause.replace("-", "_") in _symptoms(cause.cause)
+        _name(symptom.cause) in _symptoms(cause.cause)
         and cause.confidence >= min(symptom.confidence, SURE)
         and (symptom.cause not in ENDS or _meet(cause.culprit, symptom.culprit))
     )
 
 
+def _name(cause: str) -> str:
+    return cause.replace("-", "_")
+
+
 @functools.cache
 def _symptoms(cause: str) -> tuple[str, ...]:
     """The rules whose findings are only symptoms of a cause; of a cause that has no rule, as only probes find it, none are."""
-    name = cause.replace("-", "_")
+    name = _name(cause)
     return getattr(registry.load("rules", name), "EXPLAINS", ()) if name in registry.names("rules") else ()
 
 

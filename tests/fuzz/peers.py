@@ -9,7 +9,7 @@ import functools
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 from ncclcheck import documents, outcome, permissions, registry, report, transport, triage, wire
 from ncclcheck.cluster import Cluster
-from ncclcheck.examination import PART, Bundles
+from ncclcheck.examination import Bundles
 from ncclcheck.journal import Line, Slot
 from ncclcheck.members import Members
 from ncclcheck.message_limits import Invalid
-from ncclcheck.model import Evidence, Fact, Finding, Outcome, ProbeResult, Report, Run
+from ncclcheck.model import Evidence, Fact, Finding, Outcome, ProbeResult, Report
 from ncclcheck.muster import Order
 from ncclcheck.options import Options
 from ncclcheck.rollcall import Roll
@@ -204,9 +204,7 @@ def message(draw: st.DrawFn, valid: Sequence[wire.Message]) -> bytes:
         document["facts"] += draw(st.lists(told(), max_size=3))
     if "lines" in document:
         more = draw(st.lists(told(), max_size=2))
-        document["lines"] += [
-            {**builtins(LINES[0]), "kind": "fact", "fields": {"fact": fact["kind"], "fields": fact["fields"]}} for fact in more
-        ]
+        document["lines"] += [{**builtins(LINES[0]), "kind": "fact", "fields": {"fact": fact["kind"], "fields": fact["fields"]}} for fact in more]
     data: bytes = msgspec.msgpack.encode(draw(mutated(document)))
     for _ in range(draw(st.sampled_from([0] * 9 + [1, 3]))):
         at = draw(st.integers(0, max(0, len(data) - 1)))
@@ -297,7 +295,11 @@ async def _heard(server: transport.Server) -> None:
 
 
 def _report(members: Members, view: View, clock: Clock, facts: list[Fact], hello: wire.Hello | None = None) -> Report:
-    facts = [*facts, *members.invalid.values(), Fact("clock", fields={"which": clock.value, "bound": 3.0, "probe": view.current(), "name": clock.name})]
+    facts = [
+        *facts,
+        *members.invalid.values(),
+        Fact("clock", fields={"which": clock.value, "bound": 3.0, "probe": view.current(), "name": clock.name}),
+    ]
     run = view.run(facts)
     found = triage.placed(run, triage.findings(run))
     results = [outcome.of_probe(plugin, view, clock, 3.0, found) for plugin in map(functools.partial(registry.describe, "probes"), PROBES)]
