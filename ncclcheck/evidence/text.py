@@ -96,7 +96,6 @@ class _Scan:
         self._tired: set[int] = set()  # reads that have given very many
         self._lost: set[int] = set()  # reads that gave up
         self._looked = Counter[int]()  # lines that each read looked ahead
-        self._passed = Counter[int]()  # the last line that a block has seen whose lines count once
         self._told: set[int] = set()  # hashes of lines: the same line says nothing new, but what follows it may
 
     def facts(self, stream: Stream) -> Iterator[Fact]:
@@ -160,10 +159,10 @@ class _Scan:
             except Exception as error:  # also MemoryError: what was taken is free again
                 self._meter.reader = None
                 facts.append(self._failure(owner, made(words, number, self._file), error))
+            if self._given[owner] + len(facts) > MANY:
+                self._tired.add(owner)
             if facts:
                 self._given[owner] += len(facts)
-                if self._given[owner] > MANY:
-                    self._tired.add(owner)
                 following.raw[number] = text
                 yield from (_quoting(fact, following.raw) for fact in facts)
 
@@ -185,15 +184,15 @@ class _Scan:
     def _ahead(self, owner: int, number: int, following: Lines) -> Iterator[Line]:
         """The lines after one, for one read. Raises GaveUp where it has looked ahead too often."""
         _, read_ = self._known.reads[owner]
-        once = isinstance(read_, Block) and read_.once
-        for each in range(max(number, self._passed[owner]) + 1, number + 1 + FOLLOWING):
+        words = () if isinstance(read_, Block) and read_.mixed else anchors(read_.pattern)
+        for each in range(number + 1, number + 1 + FOLLOWING):
             self._looked[owner] += 1
             if self._looked[owner] > LOOKS + LOOKS_A_LINE * number:
                 raise GaveUp("it had looked ahead too often")
             if (line := following.get(each)) is None:
                 return
-            if once:
-                self._passed[owner] = each
+            if any(word in line.text for word in words) and compiled(read_.pattern).search(line.text):
+                return
             yield line
 
     def _failure(self, owner: int, line: Line, error: Exception) -> Fact:
