@@ -34,6 +34,7 @@ _SLOW = ("slow", "slowed", "late")  # and those that say that it took long
 _RECORDED = {"NCCL_DEBUG": "INFO", "TORCH_FR_BUFFER_SIZE": "2000", "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000", "TORCH_NCCL_DUMP_ON_TIMEOUT": "1"}
 _TIMED = {"TORCH_NCCL_ENABLE_TIMING": "1"}  # tells what the GPU has begun from what waits there; a launch that measures goes without
 NETWORK = ("network-unreachable", "blocked-port", "mtu-mismatch")  # causes for which no step is waited for any longer
+MOST_STRANGERS = 4  # addresses that the report names
 MOST_LOOKED_AT = 8  # lost nodes to which the way is tried
 VICTIM_STEPS = 20  # collectives after which a planted fault strikes
 
@@ -417,6 +418,13 @@ class Coordinator:
         return outcome.pack(self._report(found, run_id=""))
 
     def _report(self, findings: Sequence[Finding], run_id: str) -> Report:
+        report = self._judged(findings, run_id)
+        if strangers := self._server.strangers:
+            named = sorted(strangers, key=lambda address: -strangers[address])[:MOST_STRANGERS]
+            report.run["strangers"] = {"connections": sum(strangers.values()), "addresses": {address: strangers[address] for address in named}}
+        return report
+
+    def _judged(self, findings: Sequence[Finding], run_id: str) -> Report:
         if self._examined:
             return outcome.of_examination(self._examined, self._members.hellos(), run_id, findings, time.monotonic() - self._started)
         return outcome.of_run(
