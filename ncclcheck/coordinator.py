@@ -45,6 +45,7 @@ SETTLE = 2.0  # seconds for which a contradiction at roll call must stand (an ag
 _AMISS = ("left-over", "no-answer", "gpu-unusable")  # kinds of facts that speak against a launch that came to its end,
 _SLOW = ("slow", "slowed", "late", "outage")  # and those that say that it took long, or may have
 NETWORK = ("network-unreachable", "blocked-port", "mtu-mismatch")  # causes for which no step is waited for any longer
+MOST_STRANGERS = 4  # addresses that the report names
 MOST_LOOKED_AT = 8  # lost nodes to which the way is tried
 MOST_NAMED = 8  # agents that are named in a line of the roll call, and nodes that stand in the report for one that comes too late
 JUDGE_BOUND = 60.0  # seconds in which what was seen must have been judged,
@@ -482,6 +483,9 @@ class Coordinator:
     def _reported(self, hellos: Mapping[int, wire.Hello]) -> tuple[Report, bytes]:
         """The report on the run, and as it travels to so many agents."""
         report = self._report(self._findings, self._run_id if self._members.settled else "", hellos, self._ranks)
+        if strangers := dict(self._server.strangers):
+            named = sorted(strangers, key=lambda address: -strangers[address])[:MOST_STRANGERS]
+            report.run["strangers"] = {"connections": sum(strangers.values()), "addresses": {address: strangers[address] for address in named}}
         return report, outcome.pack(report, len(hellos))
 
     def _report(self, findings: Sequence[Finding], run_id: str, hellos: Mapping[int, wire.Hello], ranks: Mapping[int, RankId]) -> Report:
