@@ -283,7 +283,7 @@ class Members:
                 self._heard[peer] = self._awake.seconds
                 self._server.send(peer, self._welcomes[peer])
             case wire.Hello():
-                self._late.add(peer, message)
+                self._late.add(peer, message, message.node_rank if message.node_rank in self._peers else None)
             case wire.Beat() if peer in self._roll.hellos and not self.settled:
                 self._heard[peer] = self._awake.seconds
             case wire.Ack() if peer in self._settled or peer in self._roll.hellos:

@@ -305,6 +305,7 @@ async def live(port: int, first: int, count: int, nodes: int, ranks: int) -> Non
 
     listening = asyncio.create_task(listen())
     await ended
+    await (listening if not count else asyncio.sleep(0))  # for those who come too late there is a process of its own
     listening.cancel()
     seen.cpu = time.process_time()
     say(asdict(seen))

@@ -204,13 +204,13 @@ def test_agents_that_come_too_late_share_a_few_reports_and_none_is_made_twice_fo
         late = Latecomers(refusal, lambda peer, message: sent.append(peer))
         hellos: Mapping[bytes, wire.Hello] = {b"%d" % at: hello(at % 20, f"h{at}") for at in range(5000)}
         for peer, one in hellos.items():
-            late.add(peer, one)
+            late.add(peer, one, one.node_rank)
         answering = asyncio.create_task(late.answer())
         async with asyncio.timeout(60):
             while len(sent) < 5000:
                 await asyncio.sleep(0)
         for peer, one in hellos.items():  # whose answer was lost
-            late.add(peer, one)
+            late.add(peer, one, one.node_rank)
         assert len(sent) == 10_000
         answering.cancel()
 

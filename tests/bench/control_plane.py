@@ -74,6 +74,12 @@ class Agents:
             assert process.stdin
             process.stdin.write(line.encode() + b"\n")
 
+    def end(self) -> None:
+        """Nothing more is said to them."""
+        for process in self._processes:
+            assert process.stdin
+            process.stdin.close()
+
     async def heard(self, of: int | None = None) -> list[dict[str, Any]]:
         """The next line of each of them, or of one."""
         chosen = self._processes if of is None else [self._processes[of]]
@@ -85,7 +91,7 @@ async def agents(port: int, nodes: int, ranks: int) -> AsyncIterator[Agents]:
     """Simulated agents of so many nodes, which wait for `go`."""
     started = []
     try:
-        for first in range(0, nodes, EACH):
+        for first in (*range(0, nodes, EACH), nodes):  # the last process has no agents but those that come too late
             words = [str(word) for word in (port, first, min(EACH, nodes - first), nodes, ranks)]
             started.append(
                 await asyncio.create_subprocess_exec(
@@ -141,8 +147,8 @@ async def measure(nodes: int, ranks: int, late: int = 0, probes: Sequence[str] =
             row |= {"lag while ranks run, s": lag.take(), "CPU a second then": (cpu() - used) / steady}
             if late:
                 used = cpu()
-                others.say(f"late {late}", to=0)
-                (told,) = await others.heard(of=0)
+                others.say(f"late {late}", to=-1)
+                (told,) = await others.heard(of=-1)
                 if "late" not in told:
                     raise RuntimeError(f"node 0 has ended: {(await deciding).summary}")
                 row |= {"late hellos": told["late"], "told so": told["told"], "their time, s": told["seconds"], "lag with these, s": lag.take()}
@@ -151,12 +157,13 @@ async def measure(nodes: int, ranks: int, late: int = 0, probes: Sequence[str] =
             others.say(f"stall {stall}")
             report = await deciding
             row |= {"lag to the verdict, s": lag.take(), "CPU to the verdict, s": cpu() - used}
+            others.end()
             seen = await others.heard()
             watching.cancel()
     row |= {
-        "noticed, s": min(one["asked"] for one in seen) - stall,
-        "judged, s": min(one["told"] for one in seen) - max(one["stopped"] for one in seen),
-        "verdict there, s": min(one["told"] for one in seen) - stall,
+        "noticed, s": min(one["asked"] for one in seen[:-1]) - stall,
+        "judged, s": min(one["told"] for one in seen[:-1]) - max(one["stopped"] for one in seen),
+        "verdict there, s": min(one["told"] for one in seen[:-1]) - stall,
         "verdict everywhere, s": max(one["all_told"] for one in seen) - stall,
         "agents told": sum(one["ended"] for one in seen),
         "lost": sum(one["lost"] for one in seen),
