@@ -161,6 +161,15 @@ _FIELDS: Mapping[str, type[msgspec.Struct]] = {
 }  # fmt: skip
 
 
+_NOT_SAID = frozenset(
+    {
+        "agent-failed", "agent-lost", "bind", "calls-differ", "clock", "done", "hello", "invalid-message", "late", "lengthy", "master",
+        "missing-node", "no-answer", "no-token", "order-refused", "planted", "resolve", "roll-call", "slow", "slowed", "stood-still", "stranger",
+    }
+)  # fmt: skip
+"""Kinds of facts that node 0 finds out itself, or that a node keeps for its own report: none of them is for another node to say."""
+
+
 def progress(message: wire.Progress, sender: Sender) -> wire.Progress:
     """The message without what concerns other nodes' ranks. Raises Invalid."""
     finite(message.sent)
@@ -178,7 +187,8 @@ def progress(message: wire.Progress, sender: Sender) -> wire.Progress:
 
 def facts(told: Iterable[Fact], sender: Sender) -> list[Fact]:
     """A node's facts, of its own ranks and of itself. Raises Invalid."""
-    return [_fact(fact, sender) for fact in told if fact.rank is None or fact.rank in sender.ranks]
+    own = [fact for fact in told if fact.kind not in _NOT_SAID and (fact.rank is None or fact.rank in sender.ranks)]
+    return [_fact(fact, sender) for fact in own]
 
 
 def _fact(fact: Fact, sender: Sender) -> Fact:

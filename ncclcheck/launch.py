@@ -255,7 +255,13 @@ class LocalLaunch:
         exits = self._exits()
         started = self._slots() or self._newborn or exits  # else the launcher says what kept it from starting any rank
         refused = [] if started else self._logs.launcher()
-        return [*self._logs.ranks(master.interface_to(self._job.master)), *refused, *exits, *self._logs.kernel(self._deaths)]
+        return [
+            *self._logs.ranks(master.interface_to(self._job.master)),
+            *refused,
+            *exits,
+            *self._logs.signalled(),
+            *self._logs.kernel(self._deaths),
+        ]
 
     async def _until_exits_are_told(self) -> None:
         """Where a rank was gone before its exit code could be read, the launcher says it; wait for that, bounded."""

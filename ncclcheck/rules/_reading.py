@@ -8,6 +8,7 @@ import re
 import signal
 
 from ncclcheck.model import Evidence, Fact, Run, Step
+from ncclcheck.safe_text import word
 from ncclcheck.units import bytes_text
 
 CRASHES = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE})
@@ -126,6 +127,11 @@ def phases(run: Run) -> str:
         return ""
     ranks = {phase: f"rank {members[0]}" if len(members) == 1 else f"{len(members)} ranks" for (_, phase), members in where.items()}
     return f"; {next(iter(where))[0]} was in its phase {', '.join(f'{phase} on {who}' for phase, who in ranks.items())}"
+
+
+def place(host: str | None) -> str:
+    """The host as a remedy names it; `its host` where none is known."""
+    return word(host) if host else "its host"
 
 
 def quote(*facts: Fact) -> list[Evidence]:

@@ -31,6 +31,7 @@ Spares
 from ncclcheck.model import Culprit, Fact, Finding, Run
 from ncclcheck.rules import _paths as paths
 from ncclcheck.rules import _reading as reading
+from ncclcheck.safe_text import word
 
 EXPLAINS = ("rank_died_exception", "rank_killed", "network_unreachable")
 
@@ -44,7 +45,7 @@ def check(run: Run) -> list[Finding]:
             Culprit(hosts=[fact.host] if fact.host else None),
             0.95,
             reading.quote(fact, *[*run.of("stack"), *run.of("traceback")][:3]),
-            f"on {fact.host}: uptime; dmesg -T | tail -50   # is the machine up, was ncclcheck killed? then ping it from the other nodes",
+            f"on {word(fact.host)}: uptime; dmesg -T | tail -50   # is the machine up, was ncclcheck killed? then ping it from the other nodes",
         )
         for fact in run.of("agent-lost")
         if not reading.could_not_write(fact)

@@ -41,6 +41,7 @@ from collections.abc import Sequence
 
 from ncclcheck.model import Culprit, Fact, Finding, Run
 from ncclcheck.rules import _reading as reading
+from ncclcheck.safe_text import word
 
 EXPLAINS = ("peer_reset", "slow_network", "slow_rank")
 
@@ -110,5 +111,8 @@ def _times(count: int) -> str:
 
 def _remedy(host: str, interface: str) -> str:
     if ":" in interface:
-        return f"on {host}: ibstat; dmesg -T | grep -i -e mlx -e link | tail   # then the cable, its transceiver and the port of the switch"
-    return f"on {host}: ip -s -s link show {interface}; dmesg -T | grep -i link | tail   # then the cable, its transceiver and the port of the switch"
+        return f"on {word(host)}: ibstat; dmesg -T | grep -i -e mlx -e link | tail   # then the cable, its transceiver and the port of the switch"
+    return (
+        f"on {word(host)}: ip -s -s link show {word(interface)}; dmesg -T | grep -i link | tail"
+        "   # then the cable, its transceiver and the port of the switch"
+    )

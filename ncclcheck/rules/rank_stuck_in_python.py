@@ -57,6 +57,7 @@ Spares
 from ncclcheck import recorder, waits
 from ncclcheck.model import Fact, Finding, Run
 from ncclcheck.rules import _reading as reading
+from ncclcheck.safe_text import word
 
 EXPLAINS = ("network_unreachable", "slow_rank", "gpu_kernel_stuck", "p2p_mismatch", "rpc_timeout")
 
@@ -152,7 +153,8 @@ def _remedy(run: Run, rank: int, stack: Fact | None) -> str:
     pid = who.pid if who and who.pid else "PID"
     spot = str(stack.get("own")) if stack and stack.get("own") else "the top of that stack"
     return (
-        f"on {who.host if who and who.host else 'its host'}: py-spy dump --pid {pid}   # then mend what holds rank {rank} at {spot}: a lock, a data "
+        f"on {reading.place(who.host if who else None)}: py-spy dump --pid {pid}"
+        f"   # then mend what holds rank {rank} at {word(spot)}: a lock, a data "
         "loader, a checkpoint or a branch that only this rank takes. Where it only takes long, give init_process_group a longer timeout"
     )
 
@@ -188,7 +190,7 @@ def _announced(run: Run) -> list[Finding]:
                     *reading.quote(*([stack] if stack else []), *states.get(rank, ())),
                     *reading.positions(run, [rank]),
                 ],
-                f"on {run.ranks[rank].host if rank in run.ranks else 'its host'}: py-spy dump --pid "
+                f"on {reading.place(run.ranks[rank].host if rank in run.ranks else None)}: py-spy dump --pid "
                 f"{run.ranks[rank].pid if rank in run.ranks else 'PID'}   # then mend what holds it at the top of that stack",
             )
         )
