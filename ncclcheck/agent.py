@@ -18,12 +18,13 @@ from pathlib import Path
 
 import msgspec
 
-from ncclcheck import asking, documents, examination, fault, paths, safe_files, start, transport, wire
+from ncclcheck import asking, documents, examination, fault, paths, safe_files, secrets, start, transport, wire
 from ncclcheck.bounded import Awake, bounded
 from ncclcheck.collect import bundle
 from ncclcheck.doors import Doors
 from ncclcheck.guarded import Guard
 from ncclcheck.launch import LocalLaunch, Seen
+from ncclcheck.masked_files import mask_files
 from ncclcheck.message_limits import one_line
 from ncclcheck.model import Fact
 from ncclcheck.neighbourhood import Neighbourhood
@@ -31,6 +32,7 @@ from ncclcheck.permissions import Permissions, Refused, evidence
 from ncclcheck.survey import Question
 from ncclcheck.trying import Trier
 
+MASK_BOUND = 60.0  # seconds for masking what is in the logs of this node's ranks
 POLL_BOUND = 30.0  # seconds that a look may take (/proc and disks may be slow)
 TICK = 0.1  # seconds between two looks at the local ranks
 LOOK_AFTER = 2.0  # seconds of node 0's silence after which the way to it is tried
@@ -149,6 +151,7 @@ class Agent:
             if self._looking:
                 self._looking.cancel()
             await self._end_all()
+            await self._mask_logs()
 
     async def _hear(self) -> None:
         """Take in what node 0 says, and that it says something."""
@@ -261,7 +264,7 @@ class Agent:
         now = time.monotonic()
         for batch in first:
             self._client.send(wire.Progress(name, [], batch, {}, [], sent=now))
-        rest = (seen.beats, seen.facts, seen.over, now, seen.blocks, seen.starved)
+        rest = (seen.beats, secrets.mask_as(seen.facts, list[Fact]), seen.over, now, seen.blocks, seen.starved)
         self._client.send(wire.Progress(name, seen.slots, last, *rest))
 
     async def _collect(self, order: wire.Collect) -> None:
@@ -272,7 +275,7 @@ class Agent:
         facts = [fact for part in seen for fact in part]
         await bounded(launch.poll, POLL_BOUND)
         self._ship(name, launch.take())  # so that all nodes are seen as of now
-        self._client.send(wire.Collected(name, facts))
+        self._client.send(wire.Collected(name, secrets.mask_as(facts, list[Fact])))
 
     async def _strike(self, order: wire.Strike, spec: fault.Spec) -> None:
         """Break this node as it was permitted when the launch began; node 0 hears where that cannot be done."""
@@ -286,7 +289,8 @@ class Agent:
         self._client.send(await self._trier.answer(order, self._node_rank))
 
     async def _stop(self, name: str) -> None:
-        self._client.send(wire.Stopped(name, await self.end(name)))
+        left = await self.end(name)
+        self._client.send(wire.Stopped(name, left + await self._around.outages()))
 
     async def _examine(self) -> None:
         """Bundle what is seen of the jobs on this node, and send it."""
@@ -342,6 +346,17 @@ class Agent:
                 await asyncio.wait(pending)
         for ending in self._ending.values():
             ending.result()
+
+    async def _mask_logs(self) -> None:
+        """Mask the secrets in what ranks and libraries wrote into this node's folder, now that nobody writes there."""
+        if not self.welcomed:
+            return
+        masking = asyncio.create_task(bounded(mask_files, MASK_BOUND, self._node_folder))
+        while not masking.done():
+            with contextlib.suppress(asyncio.CancelledError):  # as above
+                await asyncio.wait([masking])
+        if error := masking.exception():
+            self._say(f"secrets may stand in {self._node_folder}: {str(error) or 'its files were not read in time'}")
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         self._jobs.add(asyncio.create_task(work))

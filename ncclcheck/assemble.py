@@ -63,6 +63,9 @@ def run(readings: Sequence[Reading]) -> Run:
     _by_channels(known, told)
     facts = [known.complete(fact) for fact in told]
     facts += [Fact("refused", fields={"file": reading.name, "reason": reading.problem}) for reading in readings if reading.unsafe]
+    facts += [
+        Fact("unread", fields={"file": reading.name, "reason": reading.problem}) for reading in readings if reading.unread and not reading.unsafe
+    ]
     return Run(world, _ranks(facts, dumps, world), facts=facts, dumps=dumps, sources=tuple(reading.name for reading in readings))
 
 

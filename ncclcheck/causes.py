@@ -108,6 +108,14 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
             "`NCCL_DEBUG=INFO` shows the path taken. Compare `ncclcheck probe bandwidth` with `iperf3 -c PEER -P 8` and with the link's rate; "
             "choose the fast network with NCCL_SOCKET_IFNAME or NCCL_IB_HCA.",
         ),
+        "link-interrupted": (
+            "A link, or the network behind it, was away for a moment while the job ran. TCP sends again what was lost, so a job survives an "
+            "outage of seconds; over InfiniBand, or with a shorter timeout, the same outage ends it.",
+            "The counter of lost carriers (`ip -s -s link`, `carrier_changes`, an RDMA port's `link_downed`) grew during the run; or all ranks "
+            "stood still in a collective for seconds, and the kernel's TCP timeouts grew (`nstat -az TcpExtTCPTimeouts`).",
+            "On the host that is named: `dmesg -T | grep -i link`, `ip -s -s link show IFACE`, `ethtool IFACE`. Exchange the cable and the "
+            "transceiver, try another port of the switch, and read the switch's log for that time.",
+        ),
         "mtu-mismatch": (
             "Something on the path does not carry packets as large as the ends send (the MTU, the largest packet of a link, differs). Small "
             "messages pass; large ones vanish without an error.",
@@ -580,6 +588,11 @@ _TEXTS: Mapping[str, Mapping[str, tuple[str, str, str]]] = {
             "A process in state D, which waits for a driver or a disk and cannot be ended, even by signal 9.",
             "On that host: `ps -o pid,stat,wchan:30,cmd -p PID; dmesg -T | tail -50`. State D ends with what it waits for, or with a reboot; "
             "files in /dev/shm are removed with `rm`.",
+        ),
+        "evidence-unread": (
+            "Not all of the evidence was read: the time was up, or a reader gave up. Its cause may stand in the rest.",
+            "Files of gigabytes, very many files, or text made to take long; the line says which were not read, why, and how much of them was.",
+            "Give what matters alone, or more time: `ncclcheck triage --deadline 1h PATH`.",
         ),
         "unsafe-input": (
             "A file was not read because reading it could do harm: it would run code, write outside its folder, or fill the memory.",

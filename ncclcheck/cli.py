@@ -194,6 +194,7 @@ def probe(names: tuple[str, ...], **given: Any) -> None:
 @click.option("--live", is_flag=True, help="Look at the distributed jobs that run on this node now, without disturbing them.")
 @click.option("--pid", type=click.IntRange(1), metavar="PID", help="With --live: only this process and its descendants.")
 @_on_nodes
+@click.option("--deadline", type=Seconds(), default="5m", show_default=True, help="For reading and judging; a fifth of it for one source.")
 @click.option("--run-dir", default="ncclcheck-runs", show_default=True, metavar="DIR", help="Where --live keeps what it saw.")
 @click.option("--format", "form", default="text", show_default=True, metavar="FORMAT", help="text, json, junit or prometheus.")
 @click.option("--output", metavar="FILE", help="Write the result there instead of to standard output.")

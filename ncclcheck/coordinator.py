@@ -12,7 +12,21 @@ from typing import Any
 
 import msgspec
 
-from ncclcheck import __version__, examination, fault, muster, outcome, paths, permissions, registry, surveying, transport, triage, wire
+from ncclcheck import (
+    __version__,
+    examination,
+    fault,
+    muster,
+    outcome,
+    paths,
+    permissions,
+    registry,
+    standstill,
+    surveying,
+    transport,
+    triage,
+    wire,
+)
 from ncclcheck.bounded import bounded
 from ncclcheck.cluster import Cluster
 from ncclcheck.collect import host
@@ -29,8 +43,9 @@ STOP_BOUND = 8.0  # seconds in which a node must have ended its ranks
 ERROR_SETTLE = 1.0  # seconds in which what made a rank raise an error is noticed
 SETTLE = 2.0  # seconds for which a contradiction at roll call must stand (an agent that was just replaced is silent by then)
 _AMISS = ("left-over", "no-answer", "gpu-unusable")  # kinds of facts that speak against a launch that came to its end,
-_SLOW = ("slow", "slowed", "late")  # and those that say that it took long
+_SLOW = ("slow", "slowed", "late", "outage")  # and those that say that it took long, or may have
 NETWORK = ("network-unreachable", "blocked-port", "mtu-mismatch")  # causes for which no step is waited for any longer
+MOST_STRANGERS = 4  # addresses that the report names
 MOST_LOOKED_AT = 8  # lost nodes to which the way is tried
 MOST_NAMED = 8  # agents that are named in a line of the roll call, and nodes that stand in the report for one that comes too late
 JUDGE_BOUND = 60.0  # seconds in which what was seen must have been judged,
@@ -327,12 +342,13 @@ class Coordinator:
                     break
                 if clock is Clock.ERROR:  # mostly a consequence: the death or stop that it follows from is noticed a moment later
                     await self._members.until(view.explained, ERROR_SETTLE)
-                last = view.progress
+                last, before = view.progress, dict(view.slots)
                 looked = self._seen if clock is Clock.NETWORK else []
                 question = wire.Collect(name, network=not looked, recorder=clock is Clock.STALL)
                 self._collected = facts = looked + await self._members.ask(question, wire.Collected, COLLECT_BOUND)
                 if clock is Clock.STALL and view.progress > last:
                     view.patience *= 2  # it was slow, not stuck
+                    view.facts.append(standstill.fact(before, view.paces, last, view.progress))
                     continue
                 break
             facts += await self._members.ask(wire.Stop(name), wire.Stopped, STOP_BOUND)
@@ -467,6 +483,9 @@ class Coordinator:
     def _reported(self, hellos: Mapping[int, wire.Hello]) -> tuple[Report, bytes]:
         """The report on the run, and as it travels to so many agents."""
         report = self._report(self._findings, self._run_id if self._members.settled else "", hellos, self._ranks)
+        if strangers := dict(self._server.strangers):
+            named = sorted(strangers, key=lambda address: -strangers[address])[:MOST_STRANGERS]
+            report.run["strangers"] = {"connections": sum(strangers.values()), "addresses": {address: strangers[address] for address in named}}
         return report, outcome.pack(report, len(hellos))
 
     def _report(self, findings: Sequence[Finding], run_id: str, hellos: Mapping[int, wire.Hello], ranks: Mapping[int, RankId]) -> Report:

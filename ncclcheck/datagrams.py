@@ -15,7 +15,9 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ncclcheck import ticket
 from ncclcheck.echo import ASK, MAGIC, SHORTEST, TOLD
+from ncclcheck.wire import Peer
 
 SILENCE = 0.25  # seconds without an answer to a small datagram after which another one is sent
 TRIES = 3  # datagrams of a size, before it is believed that it does not pass
@@ -43,6 +45,15 @@ class Passed:
     largest: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """From an address of ours to a peer's echo."""
+
+    sock: socket.socket
+    peer: Peer
+    source: str
+
+
 def bind(sock: socket.socket, source: str) -> OSError | None:
     """Let a socket speak from this address of ours, at a port that the kernel chooses when it is needed; the error where it cannot be had."""
     with contextlib.suppress(OSError):
@@ -59,33 +70,34 @@ def family(address: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
-async def try_sizes(source: str, address: str, port: int, mtu: int) -> Passed:
+async def try_sizes(source: str, peer: Peer, mtu: int) -> Passed:
     """Whether small datagrams pass, and the largest packet up to `mtu` that does.
 
     Only our direction is tried: the answers are small. Where all is well it takes a round trip.
     """
-    with socket.socket(family(address), socket.SOCK_DGRAM) as sock:
+    with socket.socket(family(peer.address), socket.SOCK_DGRAM) as sock:
         sock.setblocking(False)
         level, option = _MTU_DISCOVER[sock.family]
         try:
             sock.setsockopt(level, option, _PROBE)
             if bind(sock, source):
                 return Passed(False)
-            sock.connect((address, port))
+            sock.connect((peer.address, peer.port))
         except OSError:
             return Passed(False)
+        way = _Way(sock, peer, sock.getsockname()[0])
         full = max(min(mtu, LARGEST), LEAST)
-        came = await _arrive(sock, [full])
+        came = await _arrive(way, [full])
         if came is None:
             return Passed(False)
-        return Passed(True, full if full in came else await _between(sock, full))
+        return Passed(True, full if full in came else await _between(way, full))
 
 
-async def _between(sock: socket.socket, lost: int) -> int:
+async def _between(way: _Way, lost: int) -> int:
     """The largest packet that passes, where one of `lost` bytes does not."""
     best, sizes = 0, [size for size in (*USUAL, LEAST) if size < lost]
     while sizes:
-        came = await _arrive(sock, sizes) or set()
+        came = await _arrive(way, sizes) or set()
         best = max(best, *came, 0)
         lost = min([size for size in sizes if size > best], default=lost)
         step = max(1, (lost - best) // (AT_ONCE + 1))
@@ -93,20 +105,20 @@ async def _between(sock: socket.socket, lost: int) -> int:
     return best
 
 
-async def _arrive(sock: socket.socket, sizes: Iterable[int]) -> set[int] | None:
+async def _arrive(way: _Way, sizes: Iterable[int]) -> set[int] | None:
     """Which packets of these sizes pass; None where not even small ones do.
 
     The small one is sent last: once it is answered, an answer to those before it is due.
     """
-    wanted, overhead, come, heard = set(sizes), _HEADERS[sock.family], set[int](), False
+    wanted, overhead, come, heard = set(sizes), _HEADERS[way.sock.family], set[int](), False
     for _ in range(TRIES):
         number = os.urandom(8)
         for size in sorted(wanted - come, reverse=True):
-            _send(sock, number, size - overhead)
-        _send(sock, number, SHORTEST)
+            _send(way, number, size - overhead)
+        _send(way, number, SHORTEST)
         until = time.monotonic() + SILENCE
         while (left := until - time.monotonic()) > 0 and not come >= wanted:
-            answer = await _answer(sock, left)
+            answer = await _answer(way.sock, left)
             if answer and answer[0] == number and answer[1] == SHORTEST:
                 heard, until = True, time.monotonic() + GRACE
             elif answer:  # a late one of an earlier try is one, too
@@ -118,9 +130,10 @@ async def _arrive(sock: socket.socket, sizes: Iterable[int]) -> set[int] | None:
     return come & wanted
 
 
-def _send(sock: socket.socket, number: bytes, size: int) -> None:
+def _send(way: _Way, number: bytes, size: int) -> None:
+    mark = ticket.for_datagram(way.peer.secret, number, size, way.source, way.peer.address, way.peer.port)
     with contextlib.suppress(OSError):  # larger than our own interface takes, or refused by the other end: it does not pass
-        sock.send(ASK.pack(MAGIC, number).ljust(size, b"\0"))
+        way.sock.send(ASK.pack(MAGIC, number, mark).ljust(size, b"\0"))
 
 
 async def _answer(sock: socket.socket, seconds: float) -> tuple[bytes, int] | None:

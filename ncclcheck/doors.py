@@ -11,11 +11,13 @@ from typing import Any
 import msgspec
 import psutil
 
+from ncclcheck import ticket
 from ncclcheck.echo import Echo
 from ncclcheck.wire import Door
 
 LOCAL = re.compile(r"lo\d*$|docker|br-|virbr|veth|cni|lxc|podman|nodelocaldns|kube-ipvs|flannel|cali|vmnet|ip6tnl|tun|sit\d|wg\d|dummy")
 """Names of interfaces that lead to what runs on this host, or over a detour; they count where the way to the master goes by them."""
+MOST_NEWCOMERS = 192  # connections at all doors but the first that have not proved yet that they belong to the run
 MOST = 24  # doors of a node; a machine with eight rails has ten
 
 
@@ -23,7 +25,9 @@ class Doors:
     """This node's doors; the one that leads to the master comes first."""
 
     def __init__(self) -> None:
-        self.first = Echo()  # on the address from which this node speaks to the master
+        self._checker = ticket.Checker()
+        self.secret = self._checker.secret  # who knows it is answered here
+        self.first = Echo(self._checker)  # on the address from which this node speaks to the master
         self.found: list[Door] = []
         self._others: list[Echo] = []
 
@@ -34,12 +38,13 @@ class Doors:
 
     async def open(self, towards: str) -> None:
         """Open an echo on `towards`, the address from which this node speaks to the master, and on each other address that may be used."""
+        doors = candidates(psutil.net_if_addrs(), psutil.net_if_stats(), towards)
         if towards:
             await self.first.open(towards)
-        for door in candidates(psutil.net_if_addrs(), psutil.net_if_stats(), towards):
+        for door in doors:
             echo = self.first
             if door.address != towards:
-                echo = Echo()
+                echo = Echo(self._checker, MOST_NEWCOMERS // len(doors))
                 self._others.append(echo)
                 await echo.open(door.address)
             self.found.append(msgspec.structs.replace(door, port=echo.port))

@@ -18,6 +18,7 @@ from ncclcheck.model import Culprit, Evidence, Finding, Outcome, Report
 BUNDLE_BOUND = 75.0  # seconds in which a node's bundle must be written (its own bound is 60)
 SENT_BOUND = 90.0  # seconds in which every node's bundle must have come
 TRIAGE_BOUND = 120.0  # seconds for reading them all
+TRIAGE_DEADLINE = 100.0  # seconds after which triage itself ends: what it read by then is better than nothing
 PART = 1 << 19  # bytes of a bundle that travel in one message
 LARGEST = 256 << 20  # bytes of a bundle that travel at all
 
@@ -110,7 +111,7 @@ async def judge(paths: Sequence[Path]) -> Report:
 
     Raises TimeoutError, or RuntimeError or msgspec.MsgspecError where it gives none.
     """
-    command = interpreter.module("ncclcheck", "triage", "--format", "json", *map(str, paths))
+    command = interpreter.module("ncclcheck", "triage", "--format", "json", "--deadline", f"{TRIAGE_DEADLINE:g}s", *map(str, paths))
     process = await asyncio.create_subprocess_exec(*command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         async with asyncio.timeout(TRIAGE_BOUND):

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import msgspec
 
-from ncclcheck import history, safe_files
+from ncclcheck import history, safe_files, secrets
 from ncclcheck.model import Fact, Sample, Step
 from ncclcheck.units import bytes_text
 
@@ -279,7 +279,7 @@ class Journal:
     def line(self, kind: str, **fields: Any) -> None:
         """Write one event; on disk before the next instruction runs. Raises ValueError for one that is too large."""
         if self._file:
-            record = {"kind": kind, "at": round(time.monotonic(), 6), "seq": self.seq, **fields}
+            record = {"kind": kind, "at": round(time.monotonic(), 6), "seq": self.seq, **secrets.mask_all(fields)}
             data = msgspec.json.encode(record, enc_hook=str)
             if len(data) > MAX_LINE:
                 raise ValueError(f"a {kind} of {len(data)} bytes; a journal line holds at most {MAX_LINE}")

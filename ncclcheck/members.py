@@ -90,7 +90,7 @@ class Members:
     def place(self, number: int) -> wire.Peer:
         """A node as others find it."""
         hello = self.hellos()[number]
-        return wire.Peer(number, hello.host, *hello.echo)
+        return wire.Peer(number, hello.host, *hello.echo, hello.secret)
 
     def hellos(self) -> Mapping[int, wire.Hello]:
         """Number -> what that agent said of itself; before `settle` the numbers are provisional."""

@@ -31,6 +31,7 @@ RankNumber = Annotated[int, Meta(ge=0, lt=MOST_RANKS)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Places = Annotated[int, Meta(ge=1, le=MOST_PLACES)]
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+Secret = Annotated[bytes, Meta(max_length=32)]
 Document = Annotated[bytes, Meta(max_length=2**20)]  # compressed
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from ncclcheck import paths
 from ncclcheck.bounded import bounded
-from ncclcheck.collect import interface
+from ncclcheck.collect import infiniband, interface
 from ncclcheck.echo import Echo
 from ncclcheck.model import Fact
 from ncclcheck.wire import Peer
@@ -25,6 +25,7 @@ class Neighbourhood:
         self._echo = echo
         self._node_rank = -1
         self._before: interface.Snapshot | None = None
+        self._losses: dict[str, int] = {}  # RDMA port -> how often it had lost its link
         self._healthy: dict[str, Fact] = {}  # host -> the best that was measured of the way to it
         self._measuring: asyncio.Task[None] | None = None
         self.peers: Sequence[Peer] = ()
@@ -43,6 +44,7 @@ class Neighbourhood:
 
     async def _measure(self) -> None:
         with contextlib.suppress(OSError, TimeoutError):
+            self._losses = await bounded(infiniband.link_losses, BOUND)
             self._before = await bounded(interface.with_address, BOUND, self._echo.address) or self._before
         for fact in await paths.try_all(self._host, self.peers, {}):
             if better := paths.better(self._healthy.get(str(fact.get("peer"))), fact):
@@ -61,6 +63,21 @@ class Neighbourhood:
         ends = {host: peer.node_rank for host, peer in asked.items()}
         told = [replace(fact, fields={**fact.fields, "control": 0 in (self._node_rank, ends[str(fact.get("peer"))])}) for fact in facts]
         return [*mine, *told]
+
+    async def outages(self) -> list[Fact]:
+        """Links of this node that were lost since the launch began, also where they are back, and answers that TCP awaited in vain.
+
+        Facts of kind "outage"; fields interface, losses, timeouts.
+        """
+        found = {str(fact.get("interface")): (fact.get("carrier_losses", 0), fact.get("timeouts", 0)) for fact in await self._interface()}
+        with contextlib.suppress(OSError, TimeoutError):
+            now = await bounded(infiniband.link_losses, BOUND) if self._losses else {}
+            found |= {port: (count - self._losses.get(port, count), 0) for port, count in now.items()}
+        return [
+            Fact("outage", self._host, fields={"interface": name, "losses": losses, "timeouts": timeouts})
+            for name, (losses, timeouts) in found.items()
+            if losses > 0 or timeouts > 0
+        ]
 
     async def _interface(self) -> list[Fact]:
         if self._before:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from ncclcheck import __version__, outcome, run_token, safe_files, token_sharing, transport, triage, wire
+from ncclcheck import __version__, outcome, run_token, safe_files, secrets, token_sharing, transport, triage, wire
 from ncclcheck.agent import Agent, NodeLost, Paused
 from ncclcheck.cluster import Cluster
 from ncclcheck.collect import host, master
@@ -234,7 +234,7 @@ class _Node:
         """The report of a node on which ncclcheck itself failed; the traceback is kept beside the runs."""
         path = self._folder / f"crash-{self._name}-{os.getpid()}.txt"
         with contextlib.suppress(OSError):  # a full disk may be the very error
-            safe_files.write(path, "".join(traceback.format_exception(error)).encode("utf-8", "replace"))
+            safe_files.write(path, secrets.mask("".join(traceback.format_exception(error))).encode("utf-8", "replace"))
         fields = {"type": type(error).__name__, "message": str(error), "errno": getattr(error, "errno", None), "traceback": str(path)}
         return self._alone([Fact("agent-failed", self._name, fields=fields)])
 
@@ -257,6 +257,7 @@ class _Node:
             cast("wire.Task | None", task_fields(cluster)),
             (self._doors.first.address, self._doors.first.port),
             self._doors.found,
+            self._doors.secret,
             self._permissions.told,
         )
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ncclcheck import datagrams
+from ncclcheck import datagrams, ticket
 from ncclcheck.echo import HEAD, LARGEST, MAGIC
 from ncclcheck.model import Fact
 from ncclcheck.wire import Peer
@@ -61,7 +61,7 @@ async def try_path(host: str, peer: Peer, before: Fact | None = None) -> Fact:
     if fields["answer"] == "large-lost" and fields["out_lost"]:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SIZES):
-                fields["path_mtu"] = (await datagrams.try_sizes("", peer.address, peer.port, datagrams.LARGEST)).largest
+                fields["path_mtu"] = (await datagrams.try_sizes("", peer, datagrams.LARGEST)).largest
     if before:
         fields |= {f"{name}_before": before.get(name) for name in ("rtt_ms", "out_bytes_per_s", "in_bytes_per_s") if before.get(name)}
     return Fact("path", host, fields=fields)
@@ -106,7 +106,7 @@ async def measure(peer: Peer, source: str = "", nbytes: int = LARGEST) -> dict[s
 
 async def _measure(peer: Peer, source: str, out: int, back: int, there: socket.socket | None = None) -> dict[str, Any] | None:
     """One transfer; or the better of two, where something arrived, and slowly or not at the first go."""
-    one = await (_transfer(there, out, back) if there else _another(peer, source, out, back))
+    one = await (_transfer(there, peer.secret, out, back) if there else _another(peer, source, out, back))
     if one is None or not one["bytes"] or (one["rate"] >= AGAIN and not one["retransmits"]):
         return one
     if (two := await _another(peer, source, out, back)) is None:
@@ -142,16 +142,16 @@ async def _connect(peer: Peer, source: str) -> socket.socket | dict[str, Any]:
 async def _another(peer: Peer, source: str, out: int, back: int) -> dict[str, Any] | None:
     """The same over a connection of its own."""
     there = await _connect(peer, source)
-    return None if isinstance(there, dict) else await _transfer(there, out, back)
+    return None if isinstance(there, dict) else await _transfer(there, peer.secret, out, back)
 
 
-async def _transfer(sock: socket.socket, out: int, back: int) -> dict[str, Any] | None:
+async def _transfer(sock: socket.socket, secret: bytes, out: int, back: int) -> dict[str, Any] | None:
     """Send `out` bytes, or have `back` sent, and close; None where the small message that goes first gets no echo."""
     loop = asyncio.get_running_loop()
     try:
         head = HEAD.pack(MAGIC, out, back)
         async with asyncio.timeout(SMALL):
-            await loop.sock_sendall(sock, head)
+            await loop.sock_sendall(sock, head + ticket.for_connection(secret, head))
             if await _exactly(sock, HEAD.size) != head:
                 return None
         begun, before = time.perf_counter(), _told(sock)["acknowledged"]

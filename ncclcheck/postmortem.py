@@ -15,11 +15,15 @@ from ncclcheck import __version__, assemble, printing, report, safe_files
 from ncclcheck import triage as rules
 from ncclcheck.evidence import heap
 from ncclcheck.evidence._archives import printable_name
+from ncclcheck.evidence._bounds import Bounds
+from ncclcheck.evidence.source import Reading
 from ncclcheck.live import Live
 from ncclcheck.model import EXIT_CODES, Outcome, Report
 from ncclcheck.options import Options, run_id
 from ncclcheck.printing import Usage
+from ncclcheck.units import bytes_text
 
+SHOWN = 100  # sources between two looks at how many there are
 ABOUT_NODES = ("nnodes", "node_rank", "master", "hosts")  # options by which nodes find each other
 
 
@@ -38,12 +42,10 @@ def triage(paths: Sequence[str], given: Mapping[str, Any]) -> int:
         if path != "-" and not os.path.lexists(path):
             raise Usage(f"there is no {printable_name(path)!r}")
         if path != "-" and heap.is_pipe(path):
-            print(
-                f"ncclcheck: {printable_name(path)!r} is a pipe: waiting for what is written into it (at most {heap.WRITER_BOUND:g} s)",
-                file=sys.stderr,
-            )
+            waiting = f"waiting for what is written into it (at most {heap.WRITER_BOUND:g} s)"
+            print(f"ncclcheck: {printable_name(path)!r} is a pipe: {waiting}", file=sys.stderr)
     with _ending():
-        return _show(_report(paths), given)
+        return _show(_report(paths, given["deadline"]), given)
 
 
 def collect(pid: int | None, output: str) -> int:
@@ -97,7 +99,7 @@ def _live(paths: Sequence[str], given: Mapping[str, Any]) -> int:
         raise Usage(str(error)) from None
     finally:
         live.close()
-    result = _report([str(into)])
+    result = _report([str(into)], given["deadline"])
     result.run["directory"] = str(into)
     return _show(result, given)
 
@@ -114,16 +116,24 @@ def _with_others(folder: Path, given: Mapping[str, Any]) -> int:
         patient.leave()  # where it was interrupted, this node's bundle was still being made
 
 
-def _report(paths: Sequence[str]) -> Report:
+def _report(paths: Sequence[str], deadline: float) -> Report:
     start = time.perf_counter()
     live = Live(sys.stderr, enabled=True)
-    readings = []
-    for reading in heap.read(paths):
+    readings: list[Reading] = []
+
+    def progress(name: str, nbytes: int) -> None:
+        at = f"; reading {name}, {bytes_text(nbytes)} so far" if name else ""
+        live.show(f"read {len(readings)} source{'s' * (len(readings) != 1)}, {time.perf_counter() - start:.0f} s of {deadline:g} s{at}")
+
+    progress("", 0)
+    for reading in heap.read(paths, bounds=Bounds.of(deadline), progress=progress):
         readings.append(reading)
-        live.show(f"read {len(readings)} sources: {reading.name}")
-    live.close()
+        if len(readings) % SHOWN == 0:
+            progress("", 0)
+    live.show(f"judging what {len(readings)} sources say")
     run = assemble.run(readings)
     verdict = rules.judge(run)
+    live.close()
     sources = [{"name": r.name, "kind": r.kind, "bytes": r.nbytes, "problem": r.problem} for r in readings]
     result = Report(
         schema=1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 import tempfile
@@ -19,6 +20,10 @@ _FOR_OTHERS = 0o666  # as far as the user's umask allows
 
 class Usage(Exception):
     """The command line asks for something that cannot be; one line says what and why."""
+
+
+class Full(Usage):
+    """Nothing can be written there because the disk is full, or this user's part of it."""
 
 
 def check(given: Mapping[str, Any]) -> None:
@@ -57,7 +62,7 @@ def show(result: Report, given: Mapping[str, Any], out: TextIO, brief: bool = Fa
 
 
 def writable(folder: Path) -> Path:
-    """A folder of this user in which files can be made; it is made if need be. Who else may write around it is said. Raises Usage."""
+    """A folder of this user in which files can be made; it is made if need be. Who else may write around it is said. Raises Usage, Full."""
     try:
         safe_files.folder(folder)
         with tempfile.TemporaryFile(dir=folder):
@@ -65,7 +70,8 @@ def writable(folder: Path) -> Path:
     except safe_files.Refused as error:
         raise Usage(str(error)) from None
     except OSError as error:
-        raise Usage(f"cannot write to {folder}: {error.strerror}") from None
+        kind = Full if error.errno in (errno.ENOSPC, errno.EDQUOT) else Usage
+        raise kind(f"cannot write to {folder}: {error.strerror}") from None
     if said:
         print(f"ncclcheck: {said}", file=sys.stderr)
     return folder

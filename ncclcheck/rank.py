@@ -23,7 +23,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from ncclcheck import fault, interpreter, muster, parent, registry, safe_files, units
+from ncclcheck import fault, interpreter, muster, open_files, parent, registry, safe_files, units
 from ncclcheck.collect import host
 from ncclcheck.journal import Journal, fact_fields, sample_fields
 from ncclcheck.model import Device, Fact, RankId, Sample
@@ -36,6 +36,7 @@ LINGER = 3.0  # seconds a failing rank stays, so that its peers can be looked at
 
 def main(probes: list[str]) -> int:
     """Run these probes on this rank. Returns the process's exit code."""
+    open_files.as_given()
     struck = fault.start(int(os.environ.get("RANK", "0")))
     rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
     folder = Path(os.environ["NCCLCHECK_DIR"]) if "NCCLCHECK_DIR" in os.environ else None
@@ -193,4 +194,5 @@ def run_alone(module: str) -> None:
 
 
 if __name__ == "__main__":
+    interpreter.leave_current_folder()
     sys.exit(main(sys.argv[1:]))

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 
@@ -41,7 +42,8 @@ def sweep(folder: str | Path) -> list[Path]:
         ours = [Path(entry.path) for entry in entries if entry.name.startswith(PREFIX)]  # nothing else is looked at: a dead mount would block
     for path in ours:
         with contextlib.suppress(OSError):  # not one of these, another's, or its owner lives
-            if path.is_symlink() or path.stat().st_uid != os.geteuid():
+            status = path.lstat()
+            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
                 continue
             lock = os.open(path / OWNER, os.O_RDWR | os.O_NOFOLLOW)
             try:

@@ -32,7 +32,9 @@ def probe(names: Sequence[str], given: Mapping[str, Any], environ: Mapping[str, 
 
 def carry_out(options: Options, given: Mapping[str, Any], environ: Mapping[str, str]) -> int:
     """Run what is asked for, here or on nodes that are emulated; the exit code. Raises Usage."""
-    folder = writable(Path(given["run_dir"]))
+    folder = Path(given["run_dir"])
+    with contextlib.suppress(printing.Full):  # the others must hear of it: the run will end with it
+        writable(folder)
     printing.check(given)
     if host.amd_present() and not host.nvidia_present():
         print("ncclcheck: unsupported: this is a ROCm machine, and only NVIDIA GPUs and CPUs can be tested", file=sys.stderr)

@@ -3,9 +3,10 @@
 import os
 import sys
 
-from ncclcheck import fault, parent, registry
+from ncclcheck import fault, open_files, parent, registry
 
 if __name__ == "__main__":
+    open_files.as_given()
     parent.follow(int(os.environ["NCCLCHECK_PARENT"]))
     os.environ["NCCLCHECK_PARENT"] = str(os.getpid())  # of the ranks
     if (planted := fault.given(os.environ)) and planted.strikes == "launcher":

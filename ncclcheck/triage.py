@@ -16,6 +16,7 @@ from ncclcheck.rules import _reading as reading
 UNDECIDED = frozenset(
     {
         "agent-lost",
+        "evidence-unread",
         "insufficient-evidence",
         "invalid-message",
         "no-token",
@@ -28,7 +29,10 @@ UNDECIDED = frozenset(
 )
 """Causes that leave the question open: they make a verdict unknown, not not-ready."""
 
-SLOWER = frozenset({"slow-rank", "slow-network", "slow-link", "slow-gpu"})
+UNREAD = frozenset({"evidence-unread", "unsafe-input"})
+"""Causes that say that not all of the evidence was read: they make every other less sure, and nothing healthy."""
+
+SLOWER = frozenset({"slow-rank", "slow-network", "slow-link", "slow-gpu", "link-interrupted"})
 """Causes by which a job is slower than it could be: alone they make a verdict degraded."""
 
 ENDS = frozenset({"rank-killed", "rank-died-exception", "rank-died-oom", "rank-exited-early"})
@@ -42,6 +46,7 @@ _SEVERITIES = {"fail": STOP, "degraded": DEGRADATION}
 GUESS = 0.45  # the most that is given to what an earlier attempt of the job failed of
 SURE = 0.7  # confidence from which a cause explains symptoms that are stated outright
 BEYOND_DOUBT = 0.9  # confidence that a log alone must carry for a probe to fail by it
+PARTLY = 0.75  # the most that is given to a cause where evidence was left unread
 LIKELY = 0.5  # confidence below which a cause is a guess: it is said, and so is what would decide it
 
 
@@ -166,13 +171,22 @@ def order(found: Sequence[Finding]) -> list[Finding]:
 
 def judge(run: Run) -> Verdict:
     """The verdict on a heap of evidence: healthy, problem, or unknown."""
-    found = [_advised(finding) for finding in findings(run)]
+    found = _weakened([_advised(finding) for finding in findings(run)])
     best = found[0]
     if best.cause == "no-problem-found":
         return Verdict(Outcome.HEALTHY, best.title, found)
     if best.confidence < LIKELY and best.cause != "insufficient-evidence":
         return Verdict(Outcome.UNKNOWN, f"perhaps {best.title}; the evidence does not carry more", [*found, insufficient.finding(run)])
     return Verdict(Outcome.UNKNOWN if best.cause in UNDECIDED else Outcome.PROBLEM, best.title, found)
+
+
+def _weakened(found: list[Finding]) -> list[Finding]:
+    """The findings, less sure of themselves where evidence was left unread; that no problem was found is then nothing to begin with."""
+    unread = [finding for finding in found if finding.cause in UNREAD]
+    if not unread:
+        return found
+    rest = [replace(finding, confidence=min(finding.confidence, PARTLY)) for finding in found if finding.cause not in UNREAD]
+    return [*unread, *rest] if not rest or rest[0].cause in UNDECIDED | {"no-problem-found"} else [*rest, *unread]
 
 
 def _advised(finding: Finding) -> Finding:

@@ -77,7 +77,7 @@ class Trier:
         """The same way by a connection and by datagrams; and whether the host is alive, where the connection fails."""
         peer = target.peer
         connection = asyncio.create_task(paths.measure(peer, target.source, nbytes))
-        sizes = asyncio.create_task(datagrams.try_sizes(target.source, peer.address, peer.port, target.mtu))
+        sizes = asyncio.create_task(datagrams.try_sizes(target.source, peer, target.mtu))
         life: asyncio.Task[dict[str, Any]] | None = None
         try:
             await asyncio.wait([connection], timeout=UNANSWERED)

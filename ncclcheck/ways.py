@@ -118,10 +118,11 @@ class _Series:
         return self._met[place] >= HOPELESS and not self._well[place]
 
     def _targets(self, node: int, peer: int) -> list[wire.Target]:
-        host, ways = self._hellos[peer].host, networks.between(self._hellos[node], self._hellos[peer])
+        hello = self._hellos[peer]
+        ways = networks.between(self._hellos[node], hello)
         return [
             wire.Target(
-                wire.Peer(peer, host, there.address, there.port),
+                wire.Peer(peer, hello.host, there.address, there.port, hello.secret),
                 there.interface,
                 here.interface,
                 here.address,

@@ -22,6 +22,7 @@ from ncclcheck.message_limits import (
     Port,
     RankNumber,
     Seconds,
+    Secret,
     one_line,
 )
 from ncclcheck.model import Fact
@@ -100,6 +101,7 @@ class Hello(Message, frozen=True):
     task: Task | None = None  # inside a launcher that starts one process per rank
     echo: tuple[Address, Port] = ("", 0)  # address and port to which others try the way (see paths); port 0: none
     doors: list[Door] = []  # every address by which others may come, that of `echo` first (see doors)
+    secret: Secret = b""  # by which its echoes know who belongs to the run
     permits: Permits = Permits()
 
 
@@ -110,6 +112,7 @@ class Peer(msgspec.Struct, frozen=True):
     host: Host
     address: Address
     port: Port
+    secret: Secret = b""  # for its echo (see ticket)
 
 
 class Roster(Message, frozen=True):

@@ -42,7 +42,7 @@ async def live(node: int, nnodes: int, address: str, port: int, folder: Path) ->
     await doors.open(master.address_towards(address))
     hello = wire.Hello(
         wire.PROTOCOL, "test", nnodes, node, 1, host.name(), os.getpid(), "flags", host.addresses(), [], {}, False, None,
-        (doors.first.address, doors.first.port), doors.found,
+        (doors.first.address, doors.first.port), doors.found, doors.secret,
     )  # fmt: skip
     client = server.local() if server else transport.Client(f"tcp://{address}:{port}", KEY)
     agent = asyncio.create_task(Agent(client, hello, folder, lambda _: None, Permissions(Options([])), address, doors).run())

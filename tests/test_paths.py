@@ -22,7 +22,7 @@ from lab import Host, TwoHosts
 from pyroute2 import IPRoute
 from running import SOON, Job, children, until
 
-from ncclcheck import echo, paths, triage
+from ncclcheck import echo, paths, ticket, triage
 from ncclcheck.model import Fact, Run
 from ncclcheck.wire import Peer
 
@@ -41,12 +41,17 @@ def in_a_loop(test: Callable[..., Any]) -> Callable[..., None]:
 
 
 async def tried(echoing: echo.Echo) -> Fact:
-    return await paths.try_path("a", Peer(1, "b", echoing.address, echoing.port))
+    return await paths.try_path("a", peer(echoing))
+
+
+def peer(echoing: echo.Echo, secret: bytes | None = None) -> Peer:
+    """Where an echo listens."""
+    return Peer(1, "b", echoing.address, echoing.port, echoing._checker.secret if secret is None else secret)
 
 
 @contextlib.asynccontextmanager
 async def listening() -> Any:
-    echoing = echo.Echo()
+    echoing = echo.Echo(ticket.Checker())
     await echoing.open("127.0.0.1")
     try:
         yield echoing
@@ -109,28 +114,59 @@ async def test_a_stranger_gets_nothing_from_an_echo(said: bytes, unhurried: None
         assert (await tried(echoing)).get("answer") == "ok"
 
 
+@pytest.mark.parametrize("count", [64, 500])
 @in_a_loop
-async def test_strangers_who_hold_every_place_of_an_echo_leave_the_way_unjudged(unhurried: None) -> None:
+async def test_strangers_who_hold_connections_to_an_echo_do_not_keep_a_way_from_being_judged(unhurried: None, count: int) -> None:
     async with listening() as echoing:
-        held = [await asyncio.open_connection(echoing.address, echoing.port) for _ in range(echo.MOST)]
-        assert (await tried(echoing)).get("answer") == "silent"
+        held = [await asyncio.open_connection(echoing.address, echoing.port) for _ in range(count)]
+        assert (await tried(echoing)).get("answer") == "ok"
         for _, writer in held:
             writer.close()
 
 
 @in_a_loop
-async def test_strangers_who_hold_every_place_of_an_echo_go_after_a_while(unhurried: None, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_strangers_who_hold_connections_to_an_echo_go_after_a_while(unhurried: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(echo, "LIVES", 0.5)
     async with listening() as echoing:
-        monkeypatch.setattr(echo, "LIVES", 0.5)
         held = [await asyncio.open_connection(echoing.address, echoing.port) for _ in range(echo.MOST)]
         async with asyncio.timeout(SOON):
             for reader, _ in held:
                 with contextlib.suppress(ConnectionError):
                     assert await reader.read() == b""
-        monkeypatch.setattr(echo, "LIVES", LONG)
-        assert (await tried(echoing)).get("answer") == "ok"
         for _, writer in held:
             writer.close()
+
+
+@in_a_loop
+async def test_nodes_who_hold_every_place_of_an_echo_leave_the_way_unjudged(unhurried: None) -> None:
+    async with listening() as echoing:
+        head, held = echo.HEAD.pack(echo.MAGIC, 1, 0), []
+        for _ in range(echo.MOST):
+            reader, writer = await asyncio.open_connection(echoing.address, echoing.port)
+            writer.write(head + ticket.for_connection(echoing._checker.secret, head))
+            assert await reader.readexactly(echo.HEAD.size) == head
+            held.append(writer)
+        assert (await tried(echoing)).get("answer") == "silent"
+        for writer in held:
+            writer.close()
+
+
+@in_a_loop
+async def test_who_repeats_what_a_node_said_or_has_another_nodes_secret_gets_nothing_from_an_echo(unhurried: None) -> None:
+    async with listening() as echoing:
+        head = echo.HEAD.pack(echo.MAGIC, 0, echo.LARGEST)
+        said = head + ticket.for_connection(echoing._checker.secret, head)
+        more = echo.HEAD.pack(echo.MAGIC, 0, echo.LARGEST - 1) + ticket.for_connection(echoing._checker.secret, head)
+        foreign = head + ticket.for_connection(ticket.Checker().secret, head)
+        for words, answer in ((said, head), (said, b""), (more, b""), (foreign, b"")):
+            reader, writer = await asyncio.open_connection(echoing.address, echoing.port)
+            writer.write(words)
+            async with asyncio.timeout(SOON):
+                with contextlib.suppress(ConnectionError):
+                    assert await reader.read(len(head)) == answer
+            writer.transport.abort()
+        assert (await paths.try_path("a", peer(echoing, bytes(16)))).get("answer") == "silent"
+        assert (await tried(echoing)).get("answer") == "ok"
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 64])
@@ -343,10 +379,12 @@ def test_a_node_that_sends_at_a_crawl_is_blamed_by_what_both_ends_measure(hosts:
 SERVE = """
 import asyncio, sys
 from ncclcheck.echo import Echo
+from ncclcheck.ticket import Checker
 async def serve():
-    echo = Echo()
+    checker = Checker()
+    echo = Echo(checker)
     await echo.open(sys.argv[1])
-    print(echo.port, flush=True)
+    print(echo.port, checker.secret.hex(), flush=True)
     await asyncio.sleep(300)
 asyncio.run(serve())
 """
@@ -354,7 +392,7 @@ TRY = """
 import asyncio, json, sys
 from ncclcheck import paths
 from ncclcheck.wire import Peer
-fact = asyncio.run(paths.try_path(sys.argv[1], Peer(0, sys.argv[2], sys.argv[3], int(sys.argv[4]))))
+fact = asyncio.run(paths.try_path(sys.argv[1], Peer(0, sys.argv[2], sys.argv[3], int(sys.argv[4]), bytes.fromhex(sys.argv[5]))))
 print(json.dumps(dict(fact.fields)), flush=True)
 """
 
@@ -365,7 +403,7 @@ def measured(hosts: TwoHosts, host: Host, before: Fact | None) -> Fact:
     serving = subprocess.Popen([*other.enter, sys.executable, "-c", SERVE, other.address], stdout=subprocess.PIPE, text=True)
     try:
         assert serving.stdout
-        words = (host.name, other.name, other.address, serving.stdout.readline().strip())
+        words = (host.name, other.name, other.address, *serving.stdout.readline().split())
         fields = subprocess.run([*host.enter, sys.executable, "-c", TRY, *words], stdout=subprocess.PIPE, check=True, timeout=SOON).stdout
     finally:
         serving.kill()

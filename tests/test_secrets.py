@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import base64
 import json
+import string
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from carried import CARRIERS, EVIDENCE
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ncclcheck import secrets
+from ncclcheck.masked_files import mask_files
 
 SECRET = "Zq7Xw9Lk3Pm5Rt8Vb2Nc4"
 HEX = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c"
@@ -227,3 +234,164 @@ def test_no_text_takes_more_than_a_few_seconds_for_a_megabyte(piece: str) -> Non
     began = time.process_time()
     secrets.mask(text)
     assert time.process_time() - began < 5
+
+
+def mixed(alphabet: str) -> st.SearchStrategy[str]:
+    """What programs make of these characters, with a digit and both kinds of letters among the first."""
+    rest = st.text(alphabet, min_size=17, max_size=60)
+    return st.tuples(*(st.sampled_from(part) for part in (string.ascii_uppercase, string.digits, string.ascii_lowercase)), rest).map("".join)
+
+
+MADE = st.one_of(
+    mixed(string.ascii_letters + string.digits),
+    mixed(string.ascii_letters + string.digits + "+/"),
+    st.binary(min_size=20, max_size=40).map(bytes.hex),
+)
+PLACES = st.builds("{}{}".format, st.sampled_from(["", "[rank0]: ", "(EngineCore_0 pid=12) ", "2026-02-03 12:00:01,101 ", "pod-7 | "]), st.just("{}"))
+
+
+@given(st.sampled_from(CARRIERS), MADE)
+def test_a_secret_is_masked_in_whatever_carries_it_and_each_line_stays_in_its_place(carrier: str, secret: str) -> None:
+    before, after = "step 3 loss 0.5", "[rank0]: step 4 loss 0.4"
+    text = "\n".join([before, carrier.format(secret), after])
+    masked = secrets.mask(text)
+    assert not [secret[at : at + 8] for at in range(len(secret) - 7) if secret[at : at + 8] in masked]
+    assert (masked.split("\n")[0], masked.split("\n")[-1], masked.count("\n")) == (before, after, text.count("\n"))
+    assert secrets.mask(masked) == masked
+
+
+@given(st.lists(st.sampled_from(EVIDENCE), min_size=1, max_size=8), PLACES)
+def test_evidence_stays_as_it_is_in_any_order_and_behind_whatever_a_log_puts_before_it(lines: list[str], place: str) -> None:
+    text = "\n".join(place.format(line) for line in lines)
+    assert secrets.mask(text) == text
+
+
+WRITTEN: dict[str, Callable[[str], str]] = {
+    "behind its rank": lambda key: "\n".join(f"[rank0]: {line}" for line in key.split("\n")),
+    "behind times": lambda key: "\n".join(f"2026-02-03T12:00:0{n % 10}.{n:03}Z stdout F {line}" for n, line in enumerate(key.split("\n"))),
+    "behind the names of pods": lambda key: "\n".join(f"trainer-{n % 7}-x2 | {line}" for n, line in enumerate(key.split("\n"))),
+    "behind colours": lambda key: "\n".join(f"\x1b[36m(Engine pid=3)\x1b[0;0m {line}" for line in key.split("\n")),
+    "between the lines of others": lambda key: "\n".join(f"[rank0]: {line}\n[rank1]: step {n} loss 0.5" for n, line in enumerate(key.split("\n"))),
+    "twice at once": lambda key: "\n".join(f"[rank0]: {line}\n[rank1]: {line}" for line in key.split("\n")),
+    "as docker keeps it": lambda key: "\n".join(json.dumps({"log": line + "\n", "stream": "stderr"}) for line in key.split("\n")),
+    "as Python code": lambda key: "\n".join(f"    '{line}\\n'" for line in key.split("\n")),
+    "in YAML": lambda key: "key: |\n" + "\n".join(f"  {line}" for line in key.split("\n")),
+    "with Windows line ends": lambda key: key.replace("\n", "\r\n"),
+    "in one line": lambda key: key.replace("\n", " "),
+    "in JSON": json.dumps,
+    "in JSON in JSON": lambda key: json.dumps(json.dumps({"key": key})),
+    "as repr": repr,
+    "as bytes": lambda key: repr(key.encode()),
+    "in JSON without its beginning": lambda key: json.dumps(key)[40:],
+    "without its end": lambda key: "\n".join(f"[rank0]: {line}" for line in key.split("\n")[:3]),
+    "without its beginning": lambda key: "\n".join(f"[rank0]: {line}" for line in key.split("\n")[2:]),
+}
+
+
+@pytest.mark.parametrize("how", WRITTEN)
+@pytest.mark.parametrize("kind", ["RSA PRIVATE KEY", "OPENSSH PRIVATE KEY", "PGP PRIVATE KEY BLOCK"])
+def test_a_private_key_is_masked_however_it_is_written_and_what_stands_between_its_lines_is_not(how: str, kind: str) -> None:
+    text = WRITTEN[how](PRIVATE_KEY.replace("PRIVATE KEY", kind))
+    masked = secrets.mask(f"before\n{text}\nafter")
+    assert not any(line in masked for line in KEY_BODY.splitlines())
+    assert masked.startswith("before\n") and masked.endswith("\nafter") and masked.count("\n") == text.count("\n") + 2
+    assert masked.count(" loss 0.5") == text.count(" loss 0.5")
+
+
+def test_all_that_stands_under_a_key_that_names_a_secret_is_masked_and_what_follows_an_option_in_a_list() -> None:
+    masked = secrets.mask_all(
+        {
+            "credentials": {"user": SECRET, "more": [{"phrase": SECRET}, 3]},
+            "args": ["serve", "--api-key", SECRET, "--port", "8000"],
+            "env": [{"name": "HF_TOKEN", "value": SECRET}, {"name": "RANK", "value": "3"}],
+            "pairs": [["HF_TOKEN", SECRET], ["RANK", "3"]],
+            f"http://h/?token={SECRET}": 1,
+            "max_tokens": [4096],
+        }
+    )
+    assert SECRET not in repr(masked)
+    assert masked["args"] == ["serve", "--api-key", secrets.MASK, "--port", "8000"] and masked["max_tokens"] == [4096]
+    assert masked["env"][1] == {"name": "RANK", "value": "3"} and masked["pairs"][1] == ["RANK", "3"]
+
+
+def test_a_value_that_is_known_is_masked_wherever_and_however_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(secrets, "_known", set())
+    odd, argument = 'Tr0ub4dor&3 "quoted"/x', "Wq8Zx6Cv4Bn2Mk0L"
+    secrets.learn(
+        {"My_Odd.passWord": odd, "DB": f"postgres://u:{argument[::-1]}@db/x", "NCCL_SOCKET_IFNAME": "eth0,bond0"}, ("x", "--hf-token", argument)
+    )
+    forms = [odd, json.dumps(odd), f"-{argument}-", argument[::-1], base64.b64encode(f"me:{argument}".encode()).decode(), f"x{argument.lower()}y"]
+    masked = secrets.mask("\n".join(f"INFO said {form} at step 3 on eth0,bond0" for form in forms))
+    assert not [
+        form
+        for form in (odd, argument, argument[::-1], argument.lower(), "quoted", base64.b64encode(argument.encode()).decode()[4:16])
+        if form in masked
+    ]
+    assert masked.count(" at step 3 on eth0,bond0") == len(forms)
+
+
+def test_an_ordinary_value_of_a_telling_name_is_not_masked_where_it_stands_in_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(secrets, "_known", set())
+    secrets.learn(
+        {"PASSWORD": "production", "HF_TOKEN": "/run/secrets/hf-token", "API_KEY": "12345678", "DB_PASSWORD": "all_reduce", "X_TOKEN": "none"}
+    )
+    text = "production 12345678 /run/secrets/hf-token all_reduce none"
+    assert secrets.mask(text) == text
+
+
+def test_files_that_others_wrote_are_masked_in_place_and_each_byte_that_is_no_secret_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(secrets, "_known", set())
+    secrets.learn({"HF_TOKEN": SECRET})
+    (tmp_path / "deep").mkdir()
+    log, dump, outside = tmp_path / "deep/rank0.log", tmp_path / "dump", tmp_path.parent / "outside.log"
+    log.write_bytes(f"\xff step 1\npassword={SECRET[::-1]}\n".encode("latin-1") + b"x" * (17 << 20) + f"\nsaid {SECRET}\n".encode())
+    dump.write_bytes(b"\x80\x04" + SECRET.encode() + b"\x00password=\x01")
+    outside.write_text(f"password={SECRET}\n")
+    (tmp_path / "link").symlink_to(outside)
+    size = log.stat().st_size
+    mask_files(tmp_path)
+    assert log.read_bytes().startswith(b"\xff step 1\npassword=" + b"*" * len(SECRET) + b"\nxxx")
+    assert log.read_bytes().endswith(b"x\nsaid " + b"*" * len(SECRET) + b"\n") and log.stat().st_size == size
+    assert dump.read_bytes() == b"\x80\x04" + b"*" * len(SECRET) + b"\x00password=\x01"
+    assert SECRET in outside.read_text()
+
+
+HOSTILE = [
+    *(
+        "-----BEGIN ",
+        "-----BEGIN RSA PRIVATE KEY-----\nAAAAAAAAAAAAAAAAAAAAAAA\n",
+        "\n-----END PRIVATE KEY-----\\",
+        '"',
+        "\\",
+        "--key ",
+        "--api-key ",
+    ),
+    *(
+        "--api-key\n",
+        "password:\n  ",
+        "password: |\n",
+        "token={",
+        "token=[",
+        "token=<",
+        "token='",
+        '\\"token\\":',
+        "[",
+        "token_a=",
+        "password ",
+        "auth=",
+    ),
+    *("authorization:", "cookie:", "name: token\n", "<password>", "--token\0", "--token Zq7Xw9Lk3Pm5Rt8V ", "token is "),
+]
+
+
+@pytest.mark.parametrize("piece", HOSTILE)
+def test_twice_the_text_takes_about_twice_the_time_however_hostile_its_lines_are(piece: str) -> None:
+    def seconds(size: int) -> float:
+        text, times = piece * (size // len(piece)), []
+        for _ in range(2):
+            began = time.process_time()
+            secrets.mask(text)
+            times.append(time.process_time() - began)
+        return min(times)
+
+    assert seconds(200_000) < 8 * max(seconds(50_000), 0.01)  # where it were quadratic: 16 times

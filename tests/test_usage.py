@@ -16,7 +16,7 @@ from running import SOON, Job, environments, free_port, until
 
 from ncclcheck.cli import cli
 
-HEAVY = ("torch", "zmq", "psutil", "pyroute2", "pynvml", "vllm")
+HEAVY = ("torch", "cryptography", "psutil", "pyroute2", "pynvml", "vllm")
 HERE = ("--nnodes", "1", "--nproc-per-node", "1")  # one rank on this machine, nothing emulated
 ON_NODES = ("--nnodes", "--node-rank", "--master", "--hosts", "--token", "--token-file", "--insecure", "--roll-call-timeout")
 OPTIONS = {
@@ -38,7 +38,7 @@ OPTIONS = {
         "--dtype", "--tp", "--pp", "--hosts", "--node-rank", "--emit", "--format", "--output",
     ],
     "triage": [
-        "paths", "--live", "--pid", *ON_NODES, "--run-dir", "--format", "--output",
+        "paths", "--live", "--pid", *ON_NODES, "--deadline", "--run-dir", "--format", "--output",
     ],
     "collect": ["--pid", "--output"],
     "token": [],

@@ -6,14 +6,14 @@ import asyncio
 import itertools
 import socket
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from running import SOON
 
-from ncclcheck import datagrams, doors, echo, networks, pairing, wayfacts, wire
+from ncclcheck import datagrams, doors, echo, networks, pairing, ticket, wayfacts, wire
 from ncclcheck.model import Fact
 from ncclcheck.probes import reachability
 from ncclcheck.survey import Job, Node, Survey
@@ -129,10 +129,10 @@ def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def sizes(mtu: int) -> tuple[datagrams.Passed, set[str]]:
-    echoing = echo.Echo()
+    echoing = echo.Echo(checker := ticket.Checker())
     await echoing.open("127.0.0.1")
     try:
-        return await datagrams.try_sizes("127.0.0.1", "127.0.0.1", echoing.port, mtu), echoing.heard
+        return await datagrams.try_sizes("127.0.0.1", wire.Peer(1, "b", "127.0.0.1", echoing.port, checker.secret), mtu), echoing.heard
     finally:
         echoing.close()
 
@@ -144,19 +144,39 @@ def test_a_datagram_as_large_as_the_interface_takes_is_answered_and_its_sender_i
 def test_where_nobody_listens_no_datagram_is_answered() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
         silent.bind(("127.0.0.1", 0))
-        assert asyncio.run(datagrams.try_sizes("127.0.0.1", "127.0.0.1", silent.getsockname()[1], 1500)) == datagrams.Passed(False)
+        assert asyncio.run(datagrams.try_sizes("127.0.0.1", wire.Peer(1, "b", "127.0.0.1", silent.getsockname()[1]), 1500)) == datagrams.Passed(False)
 
 
-@pytest.mark.parametrize("data", [b"", b"x" * 64, echo.MAGIC + bytes(8), echo.MAGIC + bytes(echo.SHORTEST - 5)], ids=len)
-def test_an_echo_answers_no_datagram_that_is_not_ours_or_shorter_than_twice_the_answer(data: bytes) -> None:
+def asked(secret: bytes, size: int, port: int, sender: str = "127.0.0.1", receiver: str = "127.0.0.1") -> bytes:
+    """A datagram of so many bytes, with a mark made with this secret for these ends."""
+    mark = ticket.for_datagram(secret, b"12345678", size, sender, receiver, port)
+    return echo.ASK.pack(echo.MAGIC, b"12345678", mark).ljust(size, b"\0")
+
+
+WRONG: Mapping[str, Callable[[bytes, int], bytes]] = {
+    "nothing": lambda secret, port: b"",
+    "something else": lambda secret, port: b"x" * 64,
+    "too short": lambda secret, port: asked(secret, echo.SHORTEST, port)[:-1],
+    "no mark": lambda secret, port: (echo.MAGIC + b"12345678").ljust(64, b"\0"),
+    "another node's mark": lambda secret, port: asked(bytes(16), 64, port),
+    "longer than it was": lambda secret, port: asked(secret, 64, port) + b"\0",
+    "from another address": lambda secret, port: asked(secret, 64, port, sender="127.0.0.2"),
+    "to another address": lambda secret, port: asked(secret, 64, port, receiver="127.0.0.2"),
+    "to another port": lambda secret, port: asked(secret, 64, port - 1),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_an_echo_answers_no_datagram_that_is_not_this_runs_and_its_senders_or_shorter_than_twice_the_answer(wrong: str) -> None:
     async def scene() -> None:
-        echoing = echo.Echo()
+        echoing = echo.Echo(checker := ticket.Checker())
         await echoing.open("127.0.0.1")
+        data = WRONG[wrong](checker.secret, echoing.port)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
             stranger.setblocking(False)
             stranger.connect(("127.0.0.1", echoing.port))
             stranger.send(data)
-            mine = echo.ASK.pack(echo.MAGIC, b"12345678").ljust(echo.SHORTEST, b"\0")
+            mine = asked(checker.secret, echo.SHORTEST, echoing.port)
             stranger.send(mine)
             async with asyncio.timeout(SOON):
                 answer = await asyncio.get_running_loop().sock_recv(stranger, 2048)

@@ -96,8 +96,8 @@ def _collect(add: Add, pid: int | None, progress: Progress) -> Manifest:
         if isinstance(item, Missing):
             manifest.missing.append(secrets.mask_all(asdict(item)))
             return
-        data = item.data if isinstance(item.data, bytes) else secrets.mask(item.data).encode("utf-8", "replace")
-        name = f"{_place()}/{_unique(item.name, names)}"
+        data = secrets.mask_bytes(item.data) if isinstance(item.data, bytes) else secrets.mask(item.data).encode("utf-8", "replace")
+        name = f"{_place()}/{_unique(secrets.mask(item.name), names)}"
         add(name, data)
         manifest.taken.append({"file": name, "bytes": len(data), "origin": secrets.mask(item.origin)})
 

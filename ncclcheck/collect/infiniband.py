@@ -91,6 +91,12 @@ def _port(path: Path) -> dict[str, Any]:
     }
 
 
+def link_losses(root: Path = Path("/")) -> dict[str, int]:
+    """How often each port has lost its link; the names are as `mlx5_0:1`."""
+    ports = ((path, _number(_text(path / "counters/link_downed"))) for path in (root / "sys/class/infiniband").glob("*/ports/*"))
+    return {f"{path.parent.parent.name}:{path.name}": count for path, count in ports if count is not None}
+
+
 def _gids(path: Path) -> list[dict[str, Any]]:
     """The port's addresses, without empty ones: index, GID, kind (IB/RoCE v1, RoCE v2), and the IPv4 address that is in it."""
     found = []

@@ -94,16 +94,23 @@ def _snapshot(link: Any, addresses: Sequence[Any], roots: Mapping[int, str]) -> 
         int(link.get_attr("IFLA_MTU") or 0),
         roots.get(link["index"], ""),
         [str(address) for address in mine if address and not str(address).startswith("fe80")],
-        {name: int(counters[name]) for name in _COUNTED if name in counters} | _tcp(),
+        {name: int(counters[name]) for name in _COUNTED if name in counters} | _carrier(link) | _tcp(),
     )
 
 
+def _carrier(link: Any) -> dict[str, int]:
+    """How often the interface lost its carrier: its cable, its switch's port, or whoever took it down. Linux counts that from 4.16 on."""
+    count = link.get_attr("IFLA_CARRIER_DOWN_COUNT")
+    return {} if count is None else {"carrier_losses": int(count)}
+
+
 def _tcp() -> dict[str, int]:
-    """Segments sent, and those that were lost and sent again, by TCP in this network namespace."""
+    """Segments sent, those that were lost and sent again, and how often the wait for an answer was in vain, by TCP in this network namespace."""
     told = _counted(Path("/proc/net/snmp"), "Tcp:") | _counted(Path("/proc/net/netstat"), "TcpExt:")
     if not {"OutSegs", "RetransSegs"} <= told.keys():
         return {}
-    return {"segments": told["OutSegs"], "retransmits": max(0, told["RetransSegs"] - sum(told.get(name, 0) for name in _NEEDLESS))}
+    again = max(0, told["RetransSegs"] - sum(told.get(name, 0) for name in _NEEDLESS))
+    return {"segments": told["OutSegs"], "retransmits": again, "timeouts": told.get("TCPTimeouts", 0)}
 
 
 def _counted(path: Path, head: str) -> dict[str, int]:

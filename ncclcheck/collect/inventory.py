@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from ncclcheck import parent
+from ncclcheck import open_files, parent
 from ncclcheck.collect import patient
 from ncclcheck.plain import plain
 from ncclcheck.survey import Question, Section
@@ -83,4 +83,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    open_files.as_given()
     main()

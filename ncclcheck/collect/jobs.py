@@ -84,6 +84,8 @@ def find(pid: int | None = None) -> tuple[list[Member], list[Missing]]:
     for member in sorted(seen.values(), key=lambda member: member.start):  # parents before their children
         if placed := _place(member, found, seen, everything=asked is not None):
             found[placed.pid] = placed
+    for member in found.values():
+        secrets.learn(member.environ, member.words)
     order = ("rank", "worker", "launcher", "helper", "other")
     members = sorted(found.values(), key=lambda member: (order.index(member.role), -1 if member.rank is None else member.rank, member.pid))
     return members, [entry for number, entry in missing.items() if asked is not None or _looks_like_a_job(number)]

@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Iterator
 from typing import BinaryIO, cast
 
-from ncclcheck.evidence._streams import DAMAGE, PIECE, Allowance, Counted, Refused, Source, Stored, Stream, said
+from ncclcheck.evidence._streams import DAMAGE, PIECE, Allowance, Counted, Late, Refused, Source, Stored, Stream, said
 from ncclcheck.evidence._unpack import Unpacked, unpacker_of
 from ncclcheck.evidence.source import Reading
 from ncclcheck.units import bytes_text
@@ -51,7 +51,7 @@ def sources(
         empty = False
         yield each
     if inner.problem or empty:
-        yield _not_read(name, inner.problem or "it holds no files", inner.unsafe)
+        yield _not_read(name, inner.problem or "it holds no files", inner.unsafe, inner.late)
 
 
 def _tar(stream: Source, name: str, allowance: Allowance, whole: BinaryIO | None, depth: int) -> Iterator[Source | Reading]:
@@ -69,7 +69,7 @@ def _tar(stream: Source, name: str, allowance: Allowance, whole: BinaryIO | None
                 elif not info.isdir():
                     skipped.append(info.name)
     except Refused as error:
-        yield _not_read(name, str(error), unsafe=True)
+        yield _not_read(name, str(error), not isinstance(error, Late), isinstance(error, Late))
     except DAMAGE as error:
         if not stream.problem:
             yield _not_read(name, f"the archive is damaged: {said(error)}; what came before was read")
@@ -94,7 +94,7 @@ def _zip(stream: Source, name: str, allowance: Allowance, whole: BinaryIO | None
                 if allowance.refused:
                     break
     except Refused as error:
-        yield _not_read(name, str(error), unsafe=True)
+        yield _not_read(name, str(error), not isinstance(error, Late), isinstance(error, Late))
     except DAMAGE as error:
         yield _not_read(name, f"the archive is damaged: {said(error)}")
     yield from _left_out(name, skipped)
@@ -142,8 +142,8 @@ def _spooled(stream: Source) -> BinaryIO:
     return memory
 
 
-def _not_read(name: str, problem: str, unsafe: bool = False) -> Reading:
-    return Reading(name, "not read", problem=problem, unsafe=unsafe)
+def _not_read(name: str, problem: str, unsafe: bool = False, unread: bool = False) -> Reading:
+    return Reading(name, "not read", problem=problem, unsafe=unsafe, unread=unread)
 
 
 def _is_tar(head: bytes) -> bool:

@@ -99,10 +99,15 @@ class Statement:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Lines that say something only together: `read` gets the one that matches and an iterator over those that follow it."""
+    """Lines that say something only together: `read` gets the one that matches and an iterator over those that follow it.
+
+    What follows a line ends where the next one that matches begins, so that no line is looked at again and again. Not so with
+    `mixed`: several processes write there, or `read` must see the next one; it then bounds by itself how far it looks.
+    """
 
     pattern: str
     read: Callable[[Line, Iterator[Line]], Iterator[Fact]]
+    mixed: bool = False
 
 
 Read = Clue | Statement | Block

@@ -32,12 +32,16 @@ class Refused(Exception):
     """To read on could do harm; says why."""
 
 
+class Late(Refused):
+    """There is no time to read on; says which."""
+
+
 @dataclass(slots=True)
 class Allowance:
     """What may still be unpacked of one file. `size` says how large that file is, in bytes, or how much of it was read."""
 
     size: Callable[[], int]
-    alive: Callable[[], None] = lambda: None  # called whenever something was unpacked
+    alive: Callable[[], None] = lambda: None  # called whenever something was unpacked; may raise Late
     expanded: int = 0
     members: int = 0
     refused: str = ""
@@ -71,6 +75,7 @@ class Source:
     note: str = ""  # what else is to be said about it
     problem: str = ""
     unsafe: bool = False
+    late: bool = False
     nbytes: int = 0
     head: bytes = field(default=b"", repr=False)
 
@@ -92,7 +97,8 @@ class Source:
         try:
             return self.rest.read(size)
         except Refused as error:
-            self.problem, self.unsafe = str(error), True
+            self.late = isinstance(error, Late)
+            self.problem, self.unsafe = str(error), not self.late
         except DAMAGE as error:
             self.problem = f"it is damaged after {bytes_text(self.nbytes + len(self.head))}: {said(error)}"
         return b""

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable
 from typing import Protocol
 
-from ncclcheck.evidence._streams import PIECE, Allowance, Refused, Source
+from ncclcheck.evidence._streams import PIECE, Allowance, Late, Refused, Source
 
 
 class Unpacker(Protocol):
@@ -65,7 +65,8 @@ class Unpacked:
                 self._allowance.unpack(len(piece))
                 return piece
             if not data and self._current.needs_input and not self._current.eof:
-                raise (Refused if self._packed.unsafe else EOFError)(self._packed.problem or "it ends in the middle")
+                kind = Late if self._packed.late else Refused if self._packed.unsafe else EOFError
+                raise kind(self._packed.problem or "it ends in the middle")
         return b""
 
     def _begin_next(self, rest: bytes) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
+import re
 import select
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -16,12 +19,15 @@ from typing import BinaryIO, cast
 from ncclcheck import registry
 from ncclcheck.evidence import _archives, source, text, workers
 from ncclcheck.evidence._archives import printable_name
-from ncclcheck.evidence._streams import Allowance, Refused, Source
+from ncclcheck.evidence._bounds import Bounds, Meter
+from ncclcheck.evidence._streams import Allowance, Late, Refused, Source, Stream
 from ncclcheck.evidence.source import Reading
 from ncclcheck.units import bytes_text
 
 ENDLESS = 64 << 30  # bytes read of one path: more is no log, and takes half an hour
 MOST_FILES = 100_000  # under one path
+MOST_FACTS = 1_000_000  # that are kept of all sources, before each gives few
+_NAMED_SO = re.compile(r"rank|nccl|log\b|err|out\b|dmesg|kern|stack|trace|slurm|dump|spy", re.IGNORECASE)  # what tells most
 _LEFT_OUT = frozenset({".git"})
 WRITER_BOUND = 60.0  # seconds in which something must have come into a pipe
 _POLL_MS = 200  # while a pipe's writer is waited for
@@ -34,15 +40,22 @@ class _Found:
     path: str
     name: str
     given: bool = False
+    nbytes: int = 0
+    changed: float = 0.0  # when it was last written
 
 
-def read(paths: Sequence[str], patience: float = workers.PATIENCE) -> Iterator[Reading]:
+def read(
+    paths: Sequence[str],
+    patience: float = workers.PATIENCE,
+    bounds: Bounds | None = None,
+    progress: Callable[[str, int], object] | None = None,
+) -> Iterator[Reading]:
     """Every source under these paths, in the order of the paths and then of their names.
 
     A file given alone is called by its own name; what lies in a folder given alone, by its path in there. Of several
     paths, all names are relative to the folder that holds them all. What lies in an archive is called `bundle.tar.gz/member`.
     What cannot be read, or only in part, is a Reading with a `problem`. A source is given up when nothing is read of it for
-    `patience` seconds; the writer of a pipe is waited for.
+    `patience` seconds; the writer of a pipe is waited for. What tells most is read first, should the time not be enough.
     """
     found = list(_under(paths))
     if not found:
@@ -55,11 +68,34 @@ def read(paths: Sequence[str], patience: float = workers.PATIENCE) -> Iterator[R
         each = found[job]
         return iter([each][skip:]) if isinstance(each, Reading) else _read(each, skip, watch)
 
-    def lost(job: int, name: str, why: str, gave_up: bool) -> Reading:
-        rest = "; what else it holds was not read" if gave_up and name != found[job].name else ""
-        return Reading(name or found[job].name, "not read", problem=why + rest, unsafe=True)
+    def lost(job: int, loss: workers.Loss) -> Reading:
+        each = found[job]
+        size = f"; it has {bytes_text(each.nbytes)}" if loss.late and isinstance(each, _Found) and each.nbytes else ""
+        rest = "; what else it holds was not read" if loss.gave_up and loss.name not in ("", each.name) else size
+        return Reading(loss.name or each.name, "not read", problem=loss.why + rest, unsafe=not loss.late, unread=True)
 
-    yield from workers.Pool(len(found), work, lost, patience, meanwhile=registry.load_rules).results()
+    order = sorted(range(len(found)), key=lambda job: _telling(found[job]))
+    room = MOST_FACTS
+    for each in workers.Pool(len(found), work, lost, patience, bounds, order, meanwhile=registry.load_rules, progress=progress).results():
+        room -= len(each.facts)
+        yield each if room >= 0 else _shortened(each)
+
+
+def _telling(found: _Found | Reading) -> tuple[bool, float]:
+    """What is to be read first: logs, dumps and the like, then the rest; of each the newest."""
+    if isinstance(found, Reading):
+        return False, 0.0
+    return not _NAMED_SO.search(found.name), -found.changed
+
+
+def _shortened(reading: Reading) -> Reading:
+    """The reading with the first few facts of each kind: more sources than that say the same, or are hostile."""
+    count = Counter[str]()
+    facts = [fact for fact in reading.facts if count.update((fact.kind,)) or count[fact.kind] <= text.FEW]
+    if len(facts) == len(reading.facts):
+        return reading
+    said = f"all sources together say more than {MOST_FACTS} things; of each kind only the first {text.FEW} of this source were kept"
+    return replace(reading, facts=facts, problem="; ".join(filter(None, [reading.problem, said])), unread=True)
 
 
 def _begins(found: _Found | Reading) -> bytes:
@@ -71,6 +107,10 @@ def _begins(found: _Found | Reading) -> bytes:
 
 
 def _read(found: _Found, skip: int, watch: workers.Watch) -> Iterator[Reading]:
+    if watch.bounds.over():
+        yield Reading(found.name, "not read", problem=watch.bounds.why(), unread=True)
+        return
+    watch.until = watch.bounds.until(time.monotonic())  # its beginning may have to be waited for
     try:
         stream = _opened(found, watch)
     except OSError as error:
@@ -78,19 +118,46 @@ def _read(found: _Found, skip: int, watch: workers.Watch) -> Iterator[Reading]:
             yield _not_read(found.name, f"it cannot be read: {error.strerror or error}")
         return
     with stream.file:
-        allowance = Allowance(stream.size, watch.alive)
+        allowance = Allowance(stream.size, lambda: watch.alive(stream.nbytes))
         for number, each in enumerate(_archives.sources(stream, found.name, allowance, stream.whole)):
             if number < skip:
                 continue
             watch.begin(each.name)
-            yield each if isinstance(each, Reading) else reading(each)
+            yield each if isinstance(each, Reading) else reading(each, watch.bounds, stream.share)
+            if each.name != found.name and watch.bounds.over() and stream.share() != "all":
+                yield Reading(found.name, "not read", problem=f"{watch.bounds.why()}; {stream.share()} of it was read", unread=True)
+                return
 
 
-def reading(each: Source) -> Reading:
-    """Read one source, and say what is to be said about it."""
-    result = source.read(each, each.name)
-    problems = [text for text in (each.problem, result.problem if not each.problem else "", each.note) if text]
-    return replace(result, problem="; ".join(problems), unsafe=result.unsafe or each.unsafe) if problems else result
+def reading(each: Source, bounds: Bounds | None = None, share: Callable[[], str] = lambda: "a part") -> Reading:
+    """Read one source, and say what is to be said about it. `share` says how much was read of the file that it came from."""
+    bounds = bounds or Bounds()
+    until = bounds.until(time.monotonic())
+    stream, meter = _Timed(each, until), Meter(until)
+    if until < math.inf:
+        meter.start()
+    result = source.read(stream, each.name, meter)
+    late = ""
+    if stream.late or meter.over:
+        late = f"{bounds.why()}; its first {bytes_text(result.nbytes)} were read ({share()} of the file)"
+    problems = [text for text in (each.problem, result.problem if not each.problem else "", each.note, late) if text]
+    if not problems:
+        return result
+    unread = result.unread or each.late or bool(late)
+    return replace(result, problem="; ".join(problems), unsafe=result.unsafe or each.unsafe, unread=unread)
+
+
+class _Timed:
+    """A stream that ends when the time is up."""
+
+    def __init__(self, rest: Stream, until: float) -> None:
+        self._rest, self._until = rest, until
+        self.late = False  # something was left
+
+    def read(self, size: int, /) -> bytes:
+        piece = self._rest.read(size)
+        self.late = self.late or (bool(piece) and time.monotonic() >= self._until)
+        return b"" if self.late else piece
 
 
 class _Input:
@@ -99,7 +166,7 @@ class _Input:
     def __init__(self, file: io.FileIO, watch: workers.Watch) -> None:
         self.file, self._watch = file, watch
         self._status = os.fstat(file.fileno())
-        self._read = 0
+        self.nbytes = 0  # that came
         self._ended = False
 
     @property
@@ -114,17 +181,25 @@ class _Input:
 
     def size(self) -> int:
         """Bytes that it has, or that came so far."""
-        return max(self._status.st_size, self._read)
+        return max(self._status.st_size, self.nbytes)
+
+    def share(self) -> str:
+        """How much of it was read: `41 %`, or `all`."""
+        if self._ended or (self.whole and self.nbytes >= self._status.st_size):
+            return "all"
+        return f"{100 * self.nbytes // max(self.size(), 1)} %" if self.whole else "a part"
 
     def read(self, size: int, /) -> bytes:
-        """At most this many bytes. Raises Refused where there is no end to them."""
+        """At most this many bytes. Raises Refused where there is no end to them, Late where there is no time."""
         piece = None if not self._ended else b""
         while piece is None:
             piece = self._some(size)
-            self._watch.alive()
+            self._watch.alive(self.nbytes)
+            if piece is None and time.monotonic() >= self._watch.until:
+                raise Late(f"{self._watch.bounds.why()}; nothing more was written into it")
         self._ended = not piece  # a terminal would go on after its end
-        self._read += len(piece)
-        if self._read > ENDLESS:
+        self.nbytes += len(piece)
+        if self.nbytes > ENDLESS:
             raise Refused(f"it is longer than {bytes_text(ENDLESS)}; the rest was not read")
         return piece
 
@@ -184,7 +259,7 @@ def _under(paths: Sequence[str]) -> Iterator[_Found | Reading]:
             prefix = "" if base is None else f"{name}/" * (name != ".")
             yield from _folder(path, prefix)
         else:
-            yield _Found(path, printable_name(name), given=True)
+            yield _found(path, printable_name(name), given=True)
 
 
 def is_pipe(path: str) -> bool:
@@ -228,8 +303,16 @@ def _folder(top: str, prefix: str) -> Iterator[_Found | Reading]:
                 if count > MOST_FILES:
                     yield _not_read(name, f"more than {MOST_FILES} files lie in the folder; this one and the rest were not read")
                     return
-                yield _Found(entry.path, printable_name(name))
+                yield _found(entry.path, printable_name(name))
         waiting += reversed(folders)
+
+
+def _found(path: str, name: str, given: bool = False) -> _Found:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return _Found(path, name, given)
+    return _Found(path, name, given, status.st_size, status.st_mtime)
 
 
 def _inside(target: str, top: str) -> bool:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import codecs
+import copyreg
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
 from ncclcheck import registry
 from ncclcheck.evidence import flight_recorder, text
+from ncclcheck.evidence._bounds import GaveUp, Meter
 from ncclcheck.evidence._streams import Stream
 from ncclcheck.model import Evidence, Fact
 from ncclcheck.recorder import Dump
@@ -17,6 +19,7 @@ from ncclcheck.recorder import Dump
 HEAD = 4096  # bytes by which a source is known
 PIECE = 1 << 20  # bytes read at once
 LARGEST_DOCUMENT = 512 << 20  # bytes of a dump or JSON document, which must be read as a whole
+MOST_SAID = 3  # failures of readers that are told of one source
 NOISE = 0.05  # the share of control characters above which something is not text; of random bytes it is 0.1
 _CONTROLS = bytes(byte for byte in range(32) if byte not in b"\t\n\r\x1b\f\b")[1:]
 
@@ -32,6 +35,12 @@ class Reading:
     dump: Dump | None = None
     problem: str = ""
     unsafe: bool = False  # the problem is that reading on could do harm
+    unread: bool = False  # it may hold evidence that was not read: the time was up, or a reader gave up
+
+
+# as the arguments that make them anew: a large heap has many, and dataclasses pickle slowly
+copyreg.pickle(Fact, lambda fact: (Fact, (fact.kind, fact.host, fact.rank, fact.pid, fact.fields, fact.source, fact.time)))
+copyreg.pickle(Evidence, lambda evidence: (Evidence, (evidence.file, evidence.line, evidence.text)))
 
 
 class _Counted:
@@ -61,8 +70,9 @@ class _Recoded:
         return self._decoder.decode(b"", final=True).encode("utf-8", "replace")
 
 
-def read(stream: Stream, name: str) -> Reading:
+def read(stream: Stream, name: str, meter: Meter | None = None) -> Reading:
     """Read one source to its end. Never raises for what is in it, but MemoryError where there is too much of it."""
+    meter = meter or Meter()
     begun, passed = _beginning(stream)
     counted, head = _Counted(begun, stream, passed), begun[:HEAD]
     if flight_recorder.sniff(head, name):
@@ -72,30 +82,45 @@ def read(stream: Stream, name: str) -> Reading:
             data, problem = _whole(counted)
             if problem:
                 return Reading(name, "not read", counted.nbytes, problem=problem, unsafe=True)
-            return _given(counted, name, reader, module.document(data, name))
+            return _given(counted, name, reader, _metered(meter, reader, module.document(data, name)))
     if encoding := _utf16(head):
-        facts = text.read(_Recoded(counted, encoding), name)
+        facts = text.read(_Recoded(counted, encoding), name, meter)
         return _given(counted, name, "text", facts, f"it is {encoding}; its lines were read as such")
     if _noise(head):
         return Reading(name, "not read", passed + len(begun), problem="it is binary and no format that is known")
-    return _given(counted, name, "text", text.read(counted, name))
+    return _given(counted, name, "text", text.read(counted, name, meter))
+
+
+def _metered(meter: Meter, reader: str, facts: Iterable[Fact]) -> Iterator[Fact]:
+    """The same facts, while the meter sees who makes them."""
+    try:
+        meter.reader = reader
+        yield from facts
+    finally:
+        meter.reader = None
 
 
 def _given(stream: _Counted, name: str, kind: str, facts: Iterable[Fact], problem: str = "") -> Reading:
     """What a reader gives. Where it fails, what it gave before is kept, and its failure is said."""
     kept: list[Fact] = []
     try:
-        kept.extend(facts)
-    except MemoryError:
-        raise
-    except Exception as error:
-        kept.append(Fact(text.FAILED, fields={"reader": kind, "error": f"{type(error).__name__}: {error}"}, source=Evidence(name, 0, "")))
-    failed = [
-        f"the reader {fact.get('reader')} failed on line {fact.source.line if fact.source else 0}: {fact.get('error')}"
-        for fact in kept
-        if fact.kind == text.FAILED
-    ]
-    return Reading(name, kind, stream.nbytes, kept, problem="; ".join([*filter(None, [problem]), *failed[:1]]))
+        for fact in facts:
+            kept.append(fact)
+    except Exception as error:  # also MemoryError: what was taken is free again
+        why = str(error) if isinstance(error, GaveUp) else "it took too much memory" if isinstance(error, MemoryError) else ""
+        fields = {"reader": kind, "gave_up": why} if why else {"reader": kind, "error": f"{type(error).__name__}: {error}"}
+        kept.append(Fact(text.FAILED, fields=fields, source=Evidence(name, 0, "")))
+    failed = [fact for fact in kept if fact.kind == text.FAILED]
+    more = [f"and {len(failed) - MOST_SAID} more failures of readers"] if len(failed) > MOST_SAID else []
+    said = [*filter(None, [problem]), *map(_said, failed[:MOST_SAID]), *more]
+    return Reading(name, kind, stream.nbytes, kept, problem="; ".join(said), unread=bool(failed))
+
+
+def _said(failure: Fact) -> str:
+    line = failure.source.line if failure.source else 0
+    if why := failure.get("gave_up"):
+        return f"the reader {failure.get('reader')} gave up on line {line}, as {why}; the other readers went on"
+    return f"the reader {failure.get('reader')} failed on line {line}: {failure.get('error')}"
 
 
 @functools.cache

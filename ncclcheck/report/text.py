@@ -119,6 +119,9 @@ def _verdict(report: Report, color: bool) -> str:
         lines.append(f"planted:  {planted['fault']} in rank {planted['rank']}{after}; {named} ({planted['clock']})")
     if simulated := report.run.get("simulated_link"):
         lines.append(f"link:     {printable(str(simulated))} each way between the emulated nodes, simulated")
+    if strangers := report.run.get("strangers"):
+        named = ", ".join(f"{printable(str(address))} ({count})" for address, count in strangers["addresses"].items())
+        lines += _wrap(f"turned away: {strangers['connections']} connections to node 0 without this run's token, most from {named}")
     if remedies:
         lines.append(f"next:     {remedies[0]}")
     if report.findings:

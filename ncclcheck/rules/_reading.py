@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import re
 import signal
@@ -25,6 +26,9 @@ CONSEQUENCE = re.compile(
 )
 """Errors that a rank shows because another one failed (never a cause by themselves)."""
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_SAID_FULL = re.compile(rf"OSError: ?\[Errno.(?:{errno.ENOSPC}|{errno.EDQUOT})\]")
+
 _WRAPPERS = re.compile(
     r"(?:^|\.)(?:Dist(?:Backend|Network|Store)?Error|ChildFailedError|SignalException|ProcessRaisedException|ProcessExitedException"
     r"|CalledProcessError|SystemExit|KeyboardInterrupt|BrokenPipeError|Connection\w*Error|EOFError|EndOfStream|CancelledError|IncompleteReadError"
@@ -37,6 +41,11 @@ _WRAPPERS = re.compile(
 def consequence(fact: Fact) -> bool:
     """Whether this error is only what the failure of another process looks like from here."""
     return bool(_WRAPPERS.search(str(fact.get("type", "")))) or bool(CONSEQUENCE.search(str(fact.get("message", ""))))
+
+
+def could_not_write(fact: Fact) -> bool:
+    """Whether an agent ended as its disk was full, or as its user may have no more of it: it says so itself, or node 0 heard it say so."""
+    return fact.get("errno") in _FULL or bool(_SAID_FULL.match(str(fact.get("reason", ""))))
 
 
 def said_there(run: Run) -> set[tuple[str, int]]:

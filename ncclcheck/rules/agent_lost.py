@@ -22,6 +22,9 @@ Spares
     fact path @ a peer=b answer=timeout control=True
 
 Spares
+    fact agent-lost @ b node_rank=1 reason=OSError:[Errno_28]_full
+
+Spares
     fact missing-node @ b node_rank=1 nproc_per_node=1
 """
 
@@ -44,6 +47,7 @@ def check(run: Run) -> list[Finding]:
             f"on {fact.host}: uptime; dmesg -T | tail -50   # is the machine up, was ncclcheck killed? then ping it from the other nodes",
         )
         for fact in run.of("agent-lost")
+        if not reading.could_not_write(fact)
         if fact.host not in paths.lost(run) or not (paths.broken(run) or any(fact.host in paths.way(other) for other in _no_way(run)))
     ]
 

@@ -5,6 +5,14 @@ Blames
     => b
 
 Blames
+    fact agent-failed @ b type=OSError message=full errno=122
+    => b
+
+Blames
+    fact agent-lost @ b node_rank=1 reason=OSError:[Errno_28]_full
+    => b
+
+Blames
     rank 0 @ a: init | error OSError: [Errno 28] No space left on device
     rank 1 @ b: init
     => 0
@@ -39,8 +47,6 @@ Spares
     log a.log: [rank0]: OSError: [Errno 28] No space left on device: '/dev/shm/torch_77'
 """
 
-import errno
-
 from ncclcheck.evidence._reads import Statement
 from ncclcheck.model import Culprit, Finding, Run
 from ncclcheck.rules import _reading as reading
@@ -65,13 +71,14 @@ def check(run: Run) -> list[Finding]:
     """Agents and ranks that could not write (ENOSPC), as a live run knows them."""
     errors = [fact for fact in run.of("error") if fact.rank is not None and not fact.source]
     ranks = [fact for fact in errors if "No space left on device" in str(fact.get("message", ""))]
-    agents = [fact for fact in run.of("agent-failed") if fact.get("errno") == errno.ENOSPC]
+    agents = {fact.host: fact for fact in (*run.of("agent-failed"), *run.of("agent-lost")) if reading.could_not_write(fact)}
     who = [fact.rank for fact in ranks if fact.rank is not None]
     result = []
     if who:
         names = ", ".join(run.name(rank) for rank in who[:4])
         result.append(Finding("disk-full", f"{names}: no space left on device", run.blame(who), 0.95, reading.quote(*ranks), _REMEDY))
-    for fact in agents:
-        title = f"ncclcheck could not write on {fact.host}: {fact.get('message')}"
-        result.append(Finding("disk-full", title, Culprit(hosts=[fact.host] if fact.host else None), 0.95, reading.quote(fact), _REMEDY))
+    for host, fact in agents.items():
+        said = fact.get("message") or str(fact.get("reason")).removeprefix("OSError: ")
+        title = f"ncclcheck could not write on {host}: {said}"
+        result.append(Finding("disk-full", title, Culprit(hosts=[host] if host else None), 0.95, reading.quote(fact), _REMEDY))
     return result

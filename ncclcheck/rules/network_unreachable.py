@@ -77,7 +77,7 @@ from ncclcheck.model import Culprit, Fact, Finding, Run
 from ncclcheck.rules import _paths as paths
 from ncclcheck.rules import _reading as reading
 
-EXPLAINS = ("gpu_kernel_stuck", "slow_rank", "peer_reset", "rank_killed", "slow_network")
+EXPLAINS = ("gpu_kernel_stuck", "slow_rank", "peer_reset", "rank_killed", "slow_network", "link_interrupted")
 
 _GONE = re.compile(r"unreachable|[Nn]o route to host")
 _ERRNOS = ("100", "101", "113")  # ENETDOWN, ENETUNREACH, EHOSTUNREACH

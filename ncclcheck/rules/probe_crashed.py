@@ -19,8 +19,6 @@ Spares
     rank 1 @ b: init | error KeyError: 'labels'
 """
 
-import errno
-
 from ncclcheck.model import Culprit, Finding, Run
 from ncclcheck.rules import _reading as reading
 
@@ -66,5 +64,5 @@ def check(run: Run) -> list[Finding]:
             f"report this with the traceback that is kept on {fact.host}: {fact.get('traceback')}",
         )
         for fact in run.of("agent-failed")
-        if fact.get("errno") != errno.ENOSPC
+        if not reading.could_not_write(fact)
     ]
