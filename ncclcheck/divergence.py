@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ncclcheck.history import unpack
 from ncclcheck.model import Evidence, Fact, Run
 
 ENGINE = "vllm engine start"
@@ -112,9 +113,9 @@ def _of(run: Run) -> Divergence | None:
 
 
 def _history(fact: Fact) -> _History:
-    numbers = fact.get("calls")
+    numbers = unpack(fact.get("calls"))
     first = int(fact.get("last")) - len(numbers) + 1
-    return _History(first, tuple(fact.get("signatures")), numbers if isinstance(numbers, bytes) else tuple(numbers))
+    return _History(first, tuple(fact.get("signatures")), numbers)
 
 
 def _odd(seq: int, issued: Mapping[int, int], histories: Mapping[int, _History]) -> tuple[tuple[int, ...], bool]:

@@ -186,8 +186,7 @@ class LocalLaunch:
         calls = self._histories[index].calls(slot.seq, MOST_CALLS, slot.since, slot.signature)
         at = {signature: number for number, signature in enumerate(dict.fromkeys(calls))}
         texts = [self._texts.get(signature, f"call {signature:x}") for signature in at]
-        numbers = [at[signature] for signature in calls]
-        packed = bytes(numbers) if len(at) <= 256 else numbers  # as a list, those of thousands of ranks would fill node 0's memory
+        packed = history.pack([at[signature] for signature in calls])
         fields = {"last": slot.seq, "signatures": list(at), "texts": texts, "calls": packed}
         return Fact("calls", self._host, slot.rank, slot.pid, fields)
 

@@ -41,14 +41,14 @@ class Invalid(ValueError):
 
 
 def plain(value: Any, depth: int = 0) -> Any:
-    """An open value as it may be kept: JSON's types and bytes, numbers that are finite, texts without control characters but line ends and tabs.
+    """An open value as it may be kept: JSON's types, numbers that are finite, texts without control characters but line ends and tabs.
 
     Raises Invalid for another type, a number that is none, or more than DEEPEST levels. An unsafe character is replaced, since
     what users wrote into their logs is quoted as evidence.
     """
     if isinstance(value, str):
         return words(value)
-    if value is None or isinstance(value, bool | int | bytes):
+    if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
         return finite(value)

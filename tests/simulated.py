@@ -236,7 +236,7 @@ class Node:
             rank = self._number * self._job.ranks + local
             slot = self._job.slot(rank, now)
             count = min(MOST_CALLS, slot.seq)
-            calls = {"last": slot.seq, "signatures": [4711], "texts": ["all_reduce float32 1 MiB"], "calls": bytes(count)}
+            calls = {"last": slot.seq, "signatures": [4711], "texts": ["all_reduce float32 1 MiB"], "calls": history.pack([0] * count)}
             frames = ["all_reduce (torch/distributed/distributed_c10d.py:3000)", *FRAMES] if slot.step.inside else ["read (data.py:12)", *FRAMES]
             source = Evidence(f"01/rank{rank}.stack", 3, f'File "{frames[0]}"')
             facts += [

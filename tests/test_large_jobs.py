@@ -13,10 +13,11 @@ from bench.control_plane import measure
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ncclcheck import divergence, muster, outcome, pace, paths, secrets, triage, wire
+from ncclcheck import divergence, history, muster, outcome, pace, paths, secrets, triage, wire
 from ncclcheck.cluster import Cluster
 from ncclcheck.journal import Line
 from ncclcheck.latecomers import REPORTS, Latecomers
+from ncclcheck.message_limits import plain
 from ncclcheck.model import Culprit, Evidence, Fact, Finding, Outcome, ProbeResult, RankId, Report, Run, Status
 from ncclcheck.pace import Pace
 from ncclcheck.report import masked
@@ -88,7 +89,7 @@ def test_histories_part_where_a_look_at_every_call_of_every_rank_finds_it(issued
         texts = list(dict.fromkeys(said))
         numbers = [texts.index(text) for text in said]
         fields = {"last": len(said) + ahead, "signatures": [ord(text) for text in texts], "texts": texts}
-        facts.append(Fact("calls", "h", rank, fields={**fields, "calls": bytes(numbers) if packed else numbers}))
+        facts.append(Fact("calls", "h", rank, fields={**fields, "calls": history.pack(numbers) if packed else numbers}))
         calls[rank] = {ahead + 1 + at: text for at, text in enumerate(said)}
     first = max(min(known) for known in calls.values())
     parted = None
@@ -99,6 +100,13 @@ def test_histories_part_where_a_look_at_every_call_of_every_rank_finds_it(issued
             break
     found = divergence.of(Run(len(issued), facts=facts))
     assert (found and (found.seq, dict(found.issued))) == parted
+
+
+@given(st.lists(st.integers(0, 120)))
+def test_numbers_of_calls_are_after_travelling_what_they_were(numbers: list[int]) -> None:
+    packed = history.pack(numbers)
+    assert plain({"calls": packed}) == {"calls": packed}  # what is no plain text is changed or refused at node 0's door
+    assert list(history.unpack(packed)) == numbers
 
 
 def hello(number: int | None, host: str, **other: object) -> wire.Hello:

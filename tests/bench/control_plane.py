@@ -114,7 +114,6 @@ async def measure(nodes: int, ranks: int, late: int = 0, probes: Sequence[str] =
     cpu = time.process_time
 
     def say(text: str) -> None:
-        print(f"{time.monotonic() - began:.1f} {text[:200]}", file=sys.stderr)
         if "all" in text and "here after" in text:
             marks["met"] = time.monotonic()
             met.set()
@@ -170,7 +169,7 @@ async def measure(nodes: int, ranks: int, late: int = 0, probes: Sequence[str] =
         "longest silence, s": max(one["silence"] for one in seen),
         "peak, MB": _peak(),
         "CPU of agents, s": sum(one["cpu"] for one in seen),
-        "cause": [finding.cause for finding in report.findings],
+        "cause": ", ".join(dict.fromkeys(finding.cause for finding in report.findings)),
         "right": report.findings[0].cause == "rank-stuck-in-python" and list(report.findings[0].culprit.ranks or ()) == [nodes * ranks - 1],
     }
     await server.close()
@@ -214,7 +213,7 @@ def main() -> None:
             row = asyncio.run(measure(nodes, ranks, asked.late, asked.probes.split(",")))
         if profile:
             profile.dump_stats(asked.profile)
-        print(json.dumps(row))
+        print(json.dumps({name: round(value, 2) if isinstance(value, float) else value for name, value in row.items()}))
         return
     rows = list(_rows(asked))
     names = list(rows[0])
