@@ -25,7 +25,7 @@ from ncclcheck.doors import Doors
 from ncclcheck.guarded import Guard
 from ncclcheck.launch import LocalLaunch, Seen
 from ncclcheck.masked_files import mask_files
-from ncclcheck.message_limits import one_line
+from ncclcheck.message_limits import Invalid, one_line
 from ncclcheck.model import Fact
 from ncclcheck.neighbourhood import Neighbourhood
 from ncclcheck.permissions import Permissions, Refused, evidence
@@ -40,6 +40,8 @@ SHIP = 0.5  # seconds between two reports of changes; deaths and stops are repor
 REPEAT = 2.0
 HELLO_EVERY = 1.0
 SELDOM = 4  # signs of life, of which one is a hello
+MOST_JOBS = 32  # orders that are carried out at once: node 0 waits for the answers to most of them
+MOST_ORDERS = 1024  # that wait for their turn
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -75,6 +77,7 @@ class Agent:
         self._permissions = permissions
         self._master = master
         self._run_id = ""
+        self._seen: set[str] = set()  # probes that ran here
         self._node_rank = -1
         self._node_folder = folder
         self._doors = doors
@@ -107,6 +110,11 @@ class Agent:
     def welcomed(self) -> bool:
         """Whether the roll call was completed with this node."""
         return self._node_rank >= 0
+
+    @property
+    def seen(self) -> frozenset[str]:
+        """The probes in which this node took part: its ranks did, or it said what it has. Of several agents of a node one speaks for all."""
+        return frozenset(self._seen) | (self._permissions.of_nodes if self._hello.task else frozenset())
 
     @property
     def lost_node0(self) -> Fact:
@@ -157,6 +165,8 @@ class Agent:
         """Take in what node 0 says, and that it says something."""
         while True:
             self._orders.append(wire.decode(await self._client.receive()))
+            if len(self._orders) > MOST_ORDERS:
+                raise Invalid(f"more than {MOST_ORDERS} messages at once")
             self._heard = self._awake.seconds
             self._news.set()
 
@@ -184,6 +194,7 @@ class Agent:
                 pass  # no order counts before there is a run
             case wire.Survey():
                 self._permissions.survey(message)
+                self._seen |= self._permissions.of_nodes
                 self._spawn(self._survey(message))
             case wire.Launch() if message.id not in self._launches and message.id not in self._ending:
                 self._start(message)
@@ -228,7 +239,9 @@ class Agent:
         return Question(evidence(records=order.records, times=True), each, self._master, self._hello.echo[0], order.peers, model)
 
     def _start(self, order: wire.Launch) -> None:
-        """Raises Refused for what this node's user did not ask for."""
+        """Raises Refused for what this node's user did not ask for, and for a second launch beside one that runs."""
+        if self._launches:
+            raise Refused(f"the launch {order.id} was ordered while {next(iter(self._launches))} runs")
         added = self._permissions.launch(order, self._node_rank, self._hello.nnodes, self._hello.nproc_per_node)
         job = start.Job(order.id, order.probes, self._master, order.port, order.nnodes, order.nproc_per_node, added)
         if spec := fault.given(added):
@@ -238,6 +251,7 @@ class Agent:
         self._around.begin()
         launch.start()
         self._launches[order.id] = launch
+        self._seen.update(order.probes)
         self._watching[order.id] = asyncio.create_task(self._watch(launch))
 
     async def _watch(self, launch: LocalLaunch) -> None:
@@ -359,4 +373,7 @@ class Agent:
             self._say(f"secrets may stand in {self._node_folder}: {str(error) or 'its files were not read in time'}")
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        """Raises Invalid where node 0 orders more than it can wait for."""
         self._jobs.add(asyncio.create_task(work))
+        if len(self._jobs) > MOST_JOBS:
+            raise Invalid(f"more than {MOST_JOBS} orders at once")

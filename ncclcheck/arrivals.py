@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -16,28 +16,47 @@ import msgspec
 from ncclcheck import wire
 from ncclcheck.causes import CAUSES
 from ncclcheck.journal import Line, Slot
-from ncclcheck.message_limits import Invalid, Label, Name, NodeRank, RankNumber, finite, one_line, plain, words
+from ncclcheck.message_limits import (
+    MOST_VALUES,
+    Invalid,
+    Label,
+    Name,
+    NodeRank,
+    RankNumber,
+    Room,
+    finite,
+    one_line,
+    plain,
+    words,
+)
 from ncclcheck.model import Evidence, Fact
 
 MOST_BYTES_OF_A_RANK = 8 * 2**20  # of all progress that a node reports of one launch
+MOST_BYTES_OF_A_HELLO = 2**16
+MOST_VALUES_OF_A_RANK = MOST_VALUES
+MOST_VALUES_OF_A_NODE = 2**18  # in its inventory
+MOST_BLOCKS = 256  # of a rank's calls that are looked at: the newest
+_LONG = 16  # values that a fact, a line or a slot counts as, whatever it holds,
+_SELDOM = {"claim": 1024, "hello": 1024}  # and those lines of which each has all ranks compared with each other
 _KIND = re.compile(r"[a-z0-9-]{1,64}")
 _LARGEST = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """A node that takes part: its number, its host, the ranks that are its own, and the probes that it was told to run."""
+    """A node that takes part: its number, its host, the ranks that are its own, the probes that it was told to run, and how much it may still say."""
 
     number: int
     host: str
     ranks: range
     probes: Container[str] = ()
+    room: Room = field(default_factory=Room)
 
     @classmethod
-    def of(cls, number: int, hello: wire.Hello, probes: Container[str] = ()) -> Sender:
+    def of(cls, number: int, hello: wire.Hello, probes: Container[str] = (), room: Room | None = None) -> Sender:
         """As the roll call has it."""
         first = hello.task["rank"] if hello.task else number * hello.nproc_per_node
-        return cls(number, hello.host, range(first, first + (1 if hello.task else hello.nproc_per_node)), probes)
+        return cls(number, hello.host, range(first, first + (1 if hello.task else hello.nproc_per_node)), probes, room or Room())
 
 
 # -- the lines of a rank's journal, by kind --------------------------------------------------------------------------
@@ -101,6 +120,10 @@ class _Sample(msgspec.Struct):
     busbw: float | None
 
 
+class _RanksSample(_Sample, kw_only=True):
+    rank: RankNumber
+
+
 class _Told(msgspec.Struct):
     fact: str
     fields: dict[str, Any]
@@ -153,12 +176,31 @@ class _Engine(msgspec.Struct):
     phase_seconds: dict[str, float] = {}
 
 
+class _Served(msgspec.Struct, kw_only=True):
+    api_seconds: float | None = None
+    first_token_seconds: float | None = None
+    ttft_seconds: float | None = None
+    token_seconds: float | None = None
+    phase_seconds: dict[str, float]
+
+
 class _Absent(msgspec.Struct):
     ranks: list[RankNumber]
 
 
+class _Note(msgspec.Struct):
+    title: str = ""
+    text: str = ""
+    hosts: list[str] = []
+
+
+class _Gone(msgspec.Struct):
+    code: int | None = None
+
+
 _FIELDS: Mapping[str, type[msgspec.Struct]] = {
-    "fail": _Judged, "degraded": _Judged, "environment": _Environment, "engine": _Engine, "absent": _Absent,
+    "fail": _Judged, "degraded": _Judged, "environment": _Environment, "engine": _Engine, "served": _Served, "absent": _Absent, "note": _Note,
+    "unread": _Note, "gone": _Gone,
 }  # fmt: skip
 
 
@@ -171,23 +213,38 @@ _NOT_SAID = frozenset(
 """Kinds of facts that node 0 finds out itself, or that a node keeps for its own report: none of them is for another node to say."""
 
 
+def hello(message: wire.Hello, nbytes: int) -> None:
+    """Raises Invalid where an agent takes a place that its own job has not, or says too much of itself: many may say so at once."""
+    if nbytes > MOST_BYTES_OF_A_HELLO:
+        raise Invalid(f"a hello of {nbytes} bytes; at most {MOST_BYTES_OF_A_HELLO} travel")
+    number, task = message.node_rank, message.task
+    if number is not None and number >= message.nnodes:
+        raise Invalid(f"it calls itself node {number} of {message.nnodes}")
+    if task and (task["rank"], task["world_size"]) != (number, message.nnodes):
+        raise Invalid(f"it calls itself rank {task['rank']} of {task['world_size']}, and agent {number} of {message.nnodes}")
+    if task and message.nproc_per_node != 1:
+        raise Invalid(f"it calls itself one process of a launcher, and starts {message.nproc_per_node}")
+
+
 def progress(message: wire.Progress, sender: Sender) -> wire.Progress:
     """The message without what concerns other nodes' ranks. Raises Invalid."""
     finite(message.sent)
     own = sender.ranks
+    sender.room.take(_LONG * len(message.slots) + sum(_SELDOM.get(line.kind, _LONG) for line in message.lines))
     return msgspec.structs.replace(
         message,
         slots=[_slot(slot) for slot in message.slots if slot.rank in own],
         lines=[checked for each in message.lines if (checked := _line(each, sender))],
         beats={rank: beat for rank, beat in message.beats.items() if rank in own},
         facts=facts(message.facts, sender),
-        blocks={rank: blocks for rank, blocks in message.blocks.items() if rank in own},
+        blocks={rank: blocks[-MOST_BLOCKS:] for rank, blocks in message.blocks.items() if rank in own},
         starved={rank: finite(seconds) for rank, seconds in message.starved.items() if rank in own},
     )
 
 
-def facts(told: Iterable[Fact], sender: Sender) -> list[Fact]:
+def facts(told: Sequence[Fact], sender: Sender) -> list[Fact]:
     """A node's facts, of its own ranks and of itself. Raises Invalid."""
+    sender.room.take(_LONG * len(told))
     own = [fact for fact in told if fact.kind not in _NOT_SAID and (fact.rank is None or fact.rank in sender.ranks)]
     return [_fact(fact, sender) for fact in own]
 
@@ -198,17 +255,22 @@ def _fact(fact: Fact, sender: Sender) -> Fact:
     if fact.time is not None:
         finite(fact.time)
     host = fact.host if fact.host is None else sender.host
-    return replace(fact, host=host, fields=_fields(fact.kind, fact.fields), source=fact.source and _evidence(fact.source))
+    fields: dict[str, Any] = plain(fact.fields, sender.room)
+    formed(fact.kind, fields)
+    return replace(fact, host=host, fields=fields, source=fact.source and _evidence(fact.source))
 
 
-def _fields(kind: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields, safe to print, and of the form on which whoever reads this kind relies."""
-    safe: dict[str, Any] = plain(fields)
+def formed(kind: str, safe: Mapping[str, Any]) -> None:
+    """Raises Invalid where a fact's fields are not of the form on which whoever reads this kind relies."""
     if form := _FIELDS.get(kind):
         told = _convert(safe, form, kind)
         if isinstance(told, _Judged) and told.cause not in CAUSES:
             raise Invalid(f"it names a cause that does not exist: {one_line(told.cause, 64)!r}")
-    return safe
+
+
+def sample(fields: Mapping[str, Any]) -> None:
+    """Raises Invalid where this is no sample of a rank."""
+    _convert(fields, _RanksSample, "sample")
 
 
 def _evidence(source: Evidence) -> Evidence:
@@ -239,7 +301,7 @@ def _line(told: Line, sender: Sender) -> Line | None:
     if form is None or (told.rank not in sender.ranks and told.kind != "claim"):
         return None
     finite(told.at)
-    fields = plain(told.fields)
+    fields = plain(told.fields, sender.room)
     known = _convert(fields, form, told.kind)
     match known:
         case _Probe(name=name) if name not in sender.probes:
@@ -247,7 +309,7 @@ def _line(told: Line, sender: Sender) -> Line | None:
         case _Told(fact=kind, fields=more):
             if not _KIND.fullmatch(kind):
                 raise Invalid(f"a fact of the kind {one_line(kind, 64)!r}")
-            _fields(kind, more)
+            formed(kind, more)
     return replace(told, fields=fields, file=one_line(told.file, 64))
 
 
@@ -260,4 +322,5 @@ def _convert(fields: Mapping[str, Any], form: type[msgspec.Struct], kind: str) -
 
 def sections(names: Sequence[str], found: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """A node's inventory: those sections that were asked for, safe to print. Raises Invalid."""
-    return {name: plain(found[name]) for name in names if name in found}
+    room = Room(MOST_VALUES_OF_A_NODE)
+    return {name: plain(found[name], room) for name in names if name in found}

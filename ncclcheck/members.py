@@ -7,16 +7,17 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import msgspec
 
 from ncclcheck import arrivals, paths, transport, wire
-from ncclcheck.arrivals import MOST_BYTES_OF_A_RANK, Sender
+from ncclcheck.arrivals import MOST_BYTES_OF_A_RANK, MOST_VALUES_OF_A_RANK, Sender
 from ncclcheck.bounded import Awake
 from ncclcheck.examination import Bundles
 from ncclcheck.latecomers import Latecomers
-from ncclcheck.message_limits import Invalid, one_line
+from ncclcheck.message_limits import Invalid, Room, one_line
 from ncclcheck.model import Fact
 from ncclcheck.rollcall import Roll
 from ncclcheck.watch import View
@@ -54,7 +55,7 @@ class Members:
         self._news = asyncio.Event()
         self._run_id = ""
         self._tasks: list[asyncio.Task[None]] = []
-        self._bytes: dict[bytes, tuple[str, int]] = {}  # who -> a launch, and the bytes of what was reported of it
+        self._said: dict[bytes, tuple[str, int, Room]] = {}  # who -> a launch, the bytes of what was reported of it, and the room for more
         self.invalid: dict[bytes, Fact] = {}  # who sent what no agent of this version sends, and is heard no more
         self.view: View | None = None  # the launch whose progress is taken in
         self.probes: Sequence[str] = ()  # that it runs
@@ -276,9 +277,12 @@ class Members:
     def _take_in(self, peer: bytes, message: wire.Any_, nbytes: int) -> None:
         """What one peer says. Raises Invalid, or whatever it leads to where it is not what it should be."""
         match message:
-            case wire.Hello() if not self.settled:
+            case wire.Hello() if not self.settled and (peer in self._roll.hellos or len(self._roll.hellos) < self._server.most):
+                arrivals.hello(message, nbytes)
                 self._heard[peer] = self._awake.seconds
                 self._roll.add(peer, message)
+            case wire.Hello() if not self.settled:
+                self._server.end(peer)
             case wire.Hello() if peer in self._numbers:  # our welcome was lost
                 self._heard[peer] = self._awake.seconds
                 self._server.send(peer, self._welcomes[peer])
@@ -302,12 +306,10 @@ class Members:
         sender = Sender.of(number, self._roll.hellos[peer], self.probes)
         match message:
             case wire.Progress() if self.view and message.launch == self.view.launch:
-                self._count(peer, message.launch, nbytes, len(sender.ranks))
+                sender = replace(sender, room=self._room(peer, message.launch, nbytes, len(sender.ranks)))
                 self.view.update(peer, number, folder, arrivals.progress(message, sender), time.monotonic())
-            case wire.Collected() | wire.Stopped():
-                self._answers.setdefault((type(message), message.launch), {})[peer] = [
-                    fact.placed(folder) for fact in arrivals.facts(message.facts, sender)
-                ]
+            case wire.Collected() | wire.Stopped() if (answers := self._answers.get((type(message), message.launch))) is not None:
+                answers[peer] = [fact.placed(folder) for fact in arrivals.facts(message.facts, sender)]
             case wire.Surveyed():
                 self._surveyed[number] = message
             case wire.Examined(part=part, count=count, data=data, error=error) if self.bundles:
@@ -315,13 +317,15 @@ class Members:
             case wire.Tried():
                 self._tried[number] = msgspec.structs.replace(message, facts=arrivals.facts(message.facts, sender))
 
-    def _count(self, peer: bytes, launch: str, nbytes: int, ranks: int) -> None:
-        """Raises Invalid where a node reports more of one launch than its ranks can have to say."""
-        known, before = self._bytes.get(peer, ("", 0))
-        total = nbytes + (before if known == launch else 0)
-        self._bytes[peer] = launch, total
-        if total > (most := MOST_BYTES_OF_A_RANK * (1 + ranks)):
+    def _room(self, peer: bytes, launch: str, nbytes: int, ranks: int) -> Room:
+        """For what a node says of one launch. Raises Invalid where it reports more than its ranks can have to say."""
+        known, before, room = self._said.get(peer, ("", 0, None))
+        if room is None or known != launch:
+            before, room = 0, Room(MOST_VALUES_OF_A_RANK * (1 + ranks))
+        self._said[peer] = launch, nbytes + before, room
+        if nbytes + before > (most := MOST_BYTES_OF_A_RANK * (1 + ranks)):
             raise Invalid(f"more than {most >> 20} MiB of progress in one launch")
+        return room
 
     async def _beat(self) -> None:
         while True:

@@ -13,6 +13,7 @@ from msgspec import Meta
 from ncclcheck.safe_text import printable
 
 LONGEST_TEXT = 2**17  # characters of one text
+MOST_VALUES = 2**17  # that a message's open values hold, or that are kept of what one rank says: each takes up to 100 bytes of memory
 DEEPEST = 12  # lists and mappings inside each other
 MOST_PLACES = 2**16  # nodes, or ranks of a node
 MOST_RANKS = 2**20
@@ -40,11 +41,26 @@ class Invalid(ValueError):
     """A message that no agent of this version sends; the text says which part of it, and why."""
 
 
-def plain(value: Any, depth: int = 0) -> Any:
+class Room:
+    """How many more values are kept of what a peer says: small ones take far more memory than bytes on the way."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, values: int = MOST_VALUES) -> None:
+        self.left = values
+
+    def take(self, values: int) -> None:
+        """Raises Invalid where there is no room for so many."""
+        self.left -= values
+        if self.left < 0:
+            raise Invalid("it holds too many values")
+
+
+def plain(value: Any, room: Room | None = None, depth: int = 0) -> Any:
     """An open value as it may be kept: JSON's types, numbers that are finite, texts without control characters but line ends and tabs.
 
-    Raises Invalid for another type, a number that is none, or more than DEEPEST levels. An unsafe character is replaced, since
-    what users wrote into their logs is quoted as evidence.
+    Raises Invalid for another type, a number that is none, more than DEEPEST levels, or what there is no room for. An unsafe
+    character is replaced, since what users wrote into their logs is quoted as evidence.
     """
     if isinstance(value, str):
         return words(value)
@@ -52,12 +68,15 @@ def plain(value: Any, depth: int = 0) -> Any:
         return value
     if isinstance(value, float):
         return finite(value)
+    room = room or Room()
     if depth == DEEPEST:
         raise Invalid(f"it has more than {DEEPEST} levels")
     if isinstance(value, list | tuple):
-        return [plain(item, depth + 1) for item in value]
+        room.take(1 + len(value))
+        return [plain(item, room, depth + 1) for item in value]
     if isinstance(value, Mapping):
-        return {_key(key): plain(item, depth + 1) for key, item in value.items()}
+        room.take(1 + len(value))
+        return {_key(key): plain(item, room, depth + 1) for key, item in value.items()}
     raise Invalid(f"it holds a {type(value).__name__}")
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from ncclcheck import __version__, ending, outcome, run_token, safe_files, secrets, token_sharing, transport, triage, wire
+from ncclcheck import __version__, ending, outcome, received, run_token, safe_files, secrets, token_sharing, transport, triage, wire
 from ncclcheck.agent import Agent, NodeLost, Paused
 from ncclcheck.cluster import Cluster
 from ncclcheck.collect import host, master
@@ -207,7 +207,9 @@ class _Node:
                     self._say(f"ncclcheck: node 0 at {self._cluster.master}:{self._cluster.port} refuses this node's run token; {self._own_token}")
                 self._show(f"waiting for node 0 at {self._cluster.master}:{self._cluster.port} ({left:.0f} s left)")
                 await asyncio.wait([work], timeout=min(0.5, max(left, 0.01)))
-            return outcome.unpack(await work)
+            report = received.report(await work)
+            received.must_be_seen(report, agent.run_id, agent.seen, examined=self._options.examine)
+            return report
         except NodeLost as lost:
             node0 = agent.lost_node0
             return self._alone([replace(node0, host=node0.host or self._cluster.master), *lost.args[0]], agent.run_id)

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from ncclcheck import __version__, documents, registry, triage, wire
+from ncclcheck import __version__, documents, received, registry, triage, wire
 from ncclcheck.members import folder
 from ncclcheck.model import Finding, ProbeResult, RankId, Report, Status
 from ncclcheck.options import Options
@@ -23,7 +23,6 @@ _ROOM = wire.MAX_MESSAGE - 1024  # bytes
 _TOGETHER = 32 * 2**20  # bytes of all copies of a report: node 0 may have to keep them until they are read
 _FEW = 8  # findings, of each of them so many ranks, hosts and lines, where all would be too much,
 _TEXT = 1000  # and so many characters of each text
-UNPACKED = 16 * 2**20  # bytes
 
 
 def groups(names: Sequence[str]) -> list[list[registry.Plugin]]:
@@ -132,7 +131,7 @@ def pack(report: Report, readers: int = 1) -> bytes:
     for fitting in _ever_shorter(report):
         text = msgspec.json.encode(fitting)
         data = zlib.compress(text)
-        if len(data) <= room and len(text) <= UNPACKED and documents.count_values(text) <= documents.MOST_VALUES:
+        if len(data) <= room and len(text) <= received.LARGEST and documents.count_values(text) <= documents.MOST_VALUES:
             break
     return data
 
@@ -159,9 +158,3 @@ def _short(finding: Finding) -> Finding:
     who = replace(finding.culprit, ranks=(finding.culprit.ranks or [])[:_FEW] or None, hosts=(finding.culprit.hosts or [])[:_FEW] or None)
     evidence = [replace(line, text=line.text[:_TEXT]) for line in finding.evidence[:_FEW]]
     return replace(finding, title=finding.title[:_TEXT], culprit=who, evidence=evidence)
-
-
-def unpack(data: bytes) -> Report:
-    """The report that arrived. Raises Invalid for what is none, or is too large."""
-    report: Report = documents.unpack(data, Report, UNPACKED)
-    return report

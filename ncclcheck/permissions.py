@@ -102,6 +102,11 @@ class Permissions:
             if peer.port and (peer.port < 1024 or not (of_a_node(peer.address) or (is_loopback(peer.address) and is_loopback(master)))):
                 raise Refused(f"a way to {peer.address} port {peer.port} was ordered, where no node's echo can be")
 
+    @property
+    def of_nodes(self) -> frozenset[str]:
+        """The probes that were asked for here and look at the nodes, without ranks."""
+        return frozenset(name for name in self._probes() if not registry.needs_ranks(name))
+
     def _probes(self) -> set[str]:
         return {*self.asked.probes, *self.asked.also_permitted}
 

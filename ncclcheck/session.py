@@ -15,6 +15,7 @@ from ncclcheck import cluster as clusters
 from ncclcheck import drill, emulate, fault, link, namespaces, node, printing, registry, run_token, vllm_layout
 from ncclcheck.collect import host, hub
 from ncclcheck.live import Live
+from ncclcheck.message_limits import one_line
 from ncclcheck.model import EXIT_CODES, Outcome
 from ncclcheck.options import Options
 from ncclcheck.printing import Usage, writable
@@ -233,6 +234,10 @@ def _take_part(
             printing.show(result, given, out, brief=found.nnodes > FULL_REPORT_NODES and found.node_rank != 0)
         except OSError as error:  # a verdict that nobody can read is none
             print(f"ncclcheck: cannot write the result: {error}", file=sys.stderr)
+            return EXIT_CODES[Outcome.UNKNOWN]
+        except Exception as error:  # nobody foresaw what is in it: it stands for no verdict
+            said = one_line(f"{type(error).__name__}: {error}")
+            print(f"ncclcheck: the result cannot be shown as {given['form']} ({said}); report it to ncclcheck", file=sys.stderr)
             return EXIT_CODES[Outcome.UNKNOWN]
     if result.status is Outcome.DEGRADED and given["allow_degraded"]:
         return 0

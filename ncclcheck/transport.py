@@ -68,6 +68,11 @@ class Server:
         self._newcomers = Newcomers(listener, self._key, room(self._most), self._let_in)
 
     @property
+    def most(self) -> int:
+        """Agents that are let in at a time."""
+        return self._most
+
+    @property
     def strangers(self) -> Counts:
         """Address -> connections from there that never proved that they have the token."""
         return self._newcomers.strangers if self._newcomers else {}

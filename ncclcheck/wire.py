@@ -34,6 +34,7 @@ SILENCE = 6.0  # seconds without any, after which a peer counts as lost
 PAUSE = SILENCE / 2  # seconds that pass unnoticed only for a process that was stopped or starved itself
 MOST_TARGETS = 64  # ways that one node tries at once
 MOST_NAMES = 128  # that one node looks up
+_few, _some, _many = Meta(max_length=8), Meta(max_length=256), Meta(max_length=1024)
 
 
 class Message(msgspec.Struct, frozen=True, tag=True):
@@ -61,7 +62,7 @@ class Gpu(TypedDict):
     pci_bus_id: Label
     memory_total: Count
     memory_used: Count
-    processes: list[Count]
+    processes: Annotated[list[Count], _many]
 
 
 class Task(TypedDict):
@@ -77,7 +78,7 @@ class Task(TypedDict):
 class Permits(msgspec.Struct, frozen=True):
     """What an agent's user lets a run do on this node."""
 
-    probes: list[Name] = []
+    probes: Annotated[list[Name], _some] = []
     fault: Label = ""  # a fault.Spec as text; "": none is to be planted here
     network_faults: bool = False
     model: bool = False  # this node's user named a model
@@ -94,13 +95,13 @@ class Hello(Message, frozen=True):
     host: Host
     pid: Count
     source: Label
-    addresses: Mapping[Label, list[Address]]  # interface -> addresses
-    gpus: list[Gpu]
-    versions: Mapping[Name, Label | None]  # distribution -> version, None where it is not installed
+    addresses: Annotated[Mapping[Label, Annotated[list[Address], _some]], _many]  # interface -> addresses
+    gpus: Annotated[list[Gpu], _some]
+    versions: Annotated[Mapping[Name, Label | None], _some]  # distribution -> version, None where it is not installed
     nvidia: bool  # an NVIDIA device is there, whether or not it works
     task: Task | None = None  # inside a launcher that starts one process per rank
     echo: tuple[Address, Port] = ("", 0)  # address and port to which others try the way (see paths); port 0: none
-    doors: list[Door] = []  # every address by which others may come, that of `echo` first (see doors)
+    doors: Annotated[list[Door], _some] = []  # every address by which others may come, that of `echo` first (see doors)
     secret: Secret = b""  # by which its echoes know who belongs to the run
     permits: Permits = Permits()
 
@@ -128,14 +129,14 @@ class Welcome(Message, frozen=True):
 
     run_id: Name
     node_rank: NodeRank
-    peers: list[Peer] = []
+    peers: Annotated[list[Peer], _few] = []
     node0: Peer | None = None
 
 
 class Survey(Message, frozen=True):
     """Say what your node is and has: these sections, each a module of collect/. `peers` are the other nodes' addresses."""
 
-    sections: list[Name]
+    sections: Annotated[list[Name], _some]
     peers: list[Address]
     records: bool = False  # what NCCL says is recorded on the nodes of this run (see Launch)
 
@@ -179,7 +180,7 @@ class Launch(Message, frozen=True):
     """
 
     id: Name
-    probes: list[Name]
+    probes: Annotated[list[Name], _some]
     port: Annotated[int, Meta(ge=1024, le=65535)]
     nnodes: Places
     nproc_per_node: Places
