@@ -46,9 +46,7 @@ PLAIN = re.compile(
     r"|(?:/[\w.@+-]+)+\.(?:json|ya?ml|txt|pem|key|conf|cfg|ini)|[\W_]*"
 )
 NUMBER = re.compile(r"[\d.,]+[A-Za-z]{0,3}|\[[\d.,\s]*\]")
-RANDOM = (
-    r"(?-i:(?=[\w+/=~.-]{0,64}\d)(?=[\w+/=~.-]{0,64}[a-z])(?=[\w+/=~.-]{0,64}[A-Z])[\w+/=~.-]{12,4096}|[\da-f]{32,128}(?!\w))"  # looks like one
-)
+RANDOM = r"(?-i:(?=[\w+/=~.-]{0,64}\d)(?=[\w+/=~.-]{0,64}[a-z])(?=[\w+/=~.-]{0,64}[A-Z])[\w+/=~.-]{12,4096}|[\da-f]{32,128}(?!\w))"  # looks like one
 _IS_RANDOM = re.compile(RANDOM)
 _UNWORTHY = re.compile(r"[-/$<\[(].*|[\d.,]{1,4}|.{1,2}|(?i:none|null|true|false)")
 _WORDS = re.compile(r"[A-Za-z_.-]+(?:\(.*)?")

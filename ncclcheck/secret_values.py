@@ -25,9 +25,7 @@ _ASSIGNED = re.compile(rf"(?i){NAME}(?:{_TYPED}|{_FIELD}|{_AROUND}{_SIGN}|{_TAG}
 # Words of a command line, one after the other.
 _BEFORE = 64  # characters before a name in which its option begins
 _DASHED = re.compile(r"(?<![\w-])--?[\w.-]*\Z|\b(?:setenv|ENV|config(?:ure)? set|git config(?: --\w+)*)[ \t]+[\w./:-]*\Z")
-_NEXT = re.compile(
-    rf"(?i){_QUOTE}?(?:{_ANSI}|[ \t,\x00]|\\{{1,8}}(?:0|x00|u0000|n)|(?P<below>\r?\n)[ \t]*(?:- )?){{1,64}}+(?!{_QUOTE}?-)"
-)
+_NEXT = re.compile(rf"(?i){_QUOTE}?(?:{_ANSI}|[ \t,\x00]|\\{{1,8}}(?:0|x00|u0000|n)|(?P<below>\r?\n)[ \t]*(?:- )?){{1,64}}+(?!{_QUOTE}?-)")
 _WORD = re.compile(r"[^\x00\n]{1,4096}(?=\x00)")  # as the kernel tells them
 _MOST_WORDS = 16  # after one option
 
