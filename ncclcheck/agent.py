@@ -180,6 +180,7 @@ class Agent:
     async def _beat(self) -> None:
         """Say hello until the roll call is over; seldom, once node 0 has heard it: then it beats back, and thousands of hellos are its work."""
         for turn in itertools.count():
+            await self._client.connected()
             heard = self.met and self._awake.seconds - self._heard < LOOK_AFTER
             self._client.send(wire.Beat() if self.welcomed or (heard and turn % SELDOM) else self._hello)
             await asyncio.sleep(HELLO_EVERY)
