@@ -59,9 +59,13 @@ def document(data: bytes, name: str) -> Iterator[Fact]:
     except (msgspec.DecodeError, RecursionError):
         return
     lines = data.decode("utf-8", "replace").split("\n")
-    yield Fact("nccl-version", fields={"version": found.nccl_version}, source=_quote(lines, name, "nccl_version"))
-    for comm in found.communicators:
-        yield from _facts(comm, _quote(lines, name, comm.hash))
+    yield Fact(
+        "nccl-version", fields={"version": found.nccl_version}, source=Evidence(name, said := _first(lines, "nccl_version", 1) or 1, lines[said - 1])
+    )
+    at = 1
+    for comm in found.communicators:  # they stand in this order; once one is written in another way than it reads, no more are looked for
+        at = _first(lines, comm.hash, at) if at else 0
+        yield from _facts(comm, Evidence(name, at or 1, lines[(at or 1) - 1]))
 
 
 def _facts(comm: _Communicator, source: Evidence) -> Iterator[Fact]:
@@ -96,7 +100,6 @@ def _outliers(counts: dict[int, list[int]]) -> list[int]:
     return sorted(rank for ranks in apart for rank in ranks)
 
 
-def _quote(lines: list[str], name: str, text: str) -> Evidence:
-    """The first line with this text."""
-    number, line = next(((number, line) for number, line in enumerate(lines, 1) if text in line), (1, lines[0]))
-    return Evidence(name, number, line)
+def _first(lines: list[str], text: str, start: int) -> int:
+    """The number of the first line with this text, from number `start` on; 0 where there is none."""
+    return next((number for number in range(start, len(lines) + 1) if text in lines[number - 1]), 0)

@@ -38,6 +38,7 @@ EXPLAINS = ("rank_died_exception", "rank_killed", "network_unreachable")
 
 def check(run: Run) -> list[Finding]:
     """Agents that were there and are not any more."""
+    cut_off = {host for fact in _no_way(run) for host in paths.way(fact)}
     return [
         Finding(
             "agent-lost",
@@ -49,7 +50,7 @@ def check(run: Run) -> list[Finding]:
         )
         for fact in run.of("agent-lost")
         if not reading.could_not_write(fact)
-        if fact.host not in paths.lost(run) or not (paths.broken(run) or any(fact.host in paths.way(other) for other in _no_way(run)))
+        if fact.host not in paths.lost(run) or not (paths.broken(run) or fact.host in cut_off)
     ]
 
 
