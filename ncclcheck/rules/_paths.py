@@ -14,7 +14,12 @@ NO_WAY = ("timeout", "unreachable")
 
 def lost(run: Run) -> set[str]:
     """Hosts whose agents fell silent without an end of their connection: the host, or the way to it, is gone."""
-    return {str(fact.host) for fact in run.of("agent-lost") if fact.host and fact.get("closed") is False and fact.host not in _paused(run)}
+    return run.once(_lost)
+
+
+def _lost(run: Run) -> set[str]:
+    paused = _paused(run)
+    return {str(fact.host) for fact in run.of("agent-lost") if fact.host and fact.get("closed") is False and fact.host not in paused}
 
 
 def _paused(run: Run) -> set[str]:
@@ -28,8 +33,11 @@ def failing(run: Run) -> list[Fact]:
 
 def control_works(run: Run, fact: Fact) -> bool:
     """Whether the agents talk to each other on this very way, over the port that they agreed on, while the try of another one fails."""
-    heard = {other.host for kind in ("path", "interface") for other in run.of(kind)}
-    return bool(fact.get("control")) and not {fact.host, fact.get("peer")} & lost(run) and {fact.host, fact.get("peer")} <= heard
+    return bool(fact.get("control")) and not {fact.host, fact.get("peer")} & lost(run) and {fact.host, fact.get("peer")} <= run.once(_heard)
+
+
+def _heard(run: Run) -> set[str | None]:
+    return {other.host for kind in ("path", "interface") for other in run.of(kind)}
 
 
 def way(fact: Fact) -> Way:
