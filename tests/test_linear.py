@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -118,63 +118,32 @@ def test_a_document_of_twice_as_many_communicators_costs_twice_as_much() -> None
     assert max(costs[1] / costs[0], costs[2] / costs[1]) < STEEPEST, costs
 
 
-FIELDS: dict[str, Callable[[int], Any]] = {
-    "address": lambda at: f"10.{at >> 16 & 255}.{at >> 8 & 255}.{at & 255}",
-    "busId": lambda at: f"{at:x}",
-    "by": lambda at: "NCCL",
-    "code": lambda at: -9,
-    "completed": lambda at: at,
-    "counts": lambda at: {at: [at]},
-    "cudaDev": lambda at: at % 8,
-    "device": lambda at: f"mlx5_{at}",
-    "enqueued": lambda at: at + 1,
-    "errno": lambda at: 111,
-    "expected": lambda at: 4096,
-    "file": lambda at: "x",
-    "frames": lambda at: ["f (a.py:1)"],
-    "group": lambda at: f"g{at}",
-    "index": lambda at: at % 8,
-    "interface": lambda at: "eth0",
-    "me": lambda at: at,
-    "message": lambda at: f"m {at}",
-    "missing": lambda at: f"[{at}]",
-    "mtu": lambda at: 1500 + at % 2,
-    "name": lambda at: f"n{at}",
-    "nodes": lambda at: {},
-    "nranks": lambda at: 4096,
-    "numbers": lambda at: {at: 1},
-    "op": lambda at: "ALLREDUCE",
-    "own": lambda at: f"f{at} (a.py:1)",
-    "peer": lambda at: at + 1,
-    "phase": lambda at: "COMPLETE",
-    "pids": lambda at: {},
-    "port": lambda at: at,
-    "problem": lambda at: "mismatch",
-    "ranks": lambda at: [at],
-    "reason": lambda at: "Connection refused",
-    "seconds": lambda at: float(at),
-    "seq": lambda at: at,
-    "size": lambda at: 4096,
-    "state": lambda at: "down",
-    "there": lambda at: 5,
-    "thread": lambda at: "MainThread",
-    "transport": lambda at: "NET/IB",
-    "type": lambda at: f"E{at}Error",
-    "value": lambda at: f"v{at}",
-    "version": lambda at: f"2.{at}",
-    "where": lambda at: "",
-}
+def fields(at: int) -> dict[str, Any]:
+    """What any kind of fact may tell; other things for each number."""
+    return {
+        "address": f"10.{at >> 16 & 255}.{at >> 8 & 255}.{at & 255}", "addresses": [f"10.0.0.{at % 250}"],
+        "answer": "timeout", "busId": f"{at:x}", "by": "NCCL", "changed": ["x"], "code": -9, "completed": at,
+        "counts": {at: [at]}, "cudaDev": at % 8, "device": f"mlx5_{at}", "enqueued": at + 1, "errno": 111,
+        "expected": 4096, "fields": [], "file": "x", "frames": ["f (a.py:1)"], "gpus": 1, "group": f"g{at}",
+        "index": at % 8, "interface": "eth0", "me": at, "message": f"m {at}", "missing": f"[{at}]",
+        "mtu": 1500 + at % 2, "name": f"n{at}", "node_rank": at, "nodes": {}, "nproc": 8, "nproc_per_node": 8,
+        "nranks": 4096, "numbers": {at: 1}, "op": "ALLREDUCE", "own": f"f{at} (a.py:1)", "peer": at + 1,
+        "phase": "COMPLETE", "pids": {}, "port": at, "problem": "mismatch", "ranks": [at],
+        "reason": "Connection refused", "seconds": float(at), "seq": at, "size": 4096, "state": "down",
+        "there": 5, "thread": "MainThread", "tp": 3, "transport": "NET/IB", "type": f"E{at}Error",
+        "value": f"v{at}", "version": f"2.{at}", "visible": "0,1", "where": "", "whole": at,
+    }  # fmt: skip
 
 
 def told(kind: str, count: int) -> Run:
-    """A run of 64 ranks of which this many facts of one kind are known, no two of them alike, in a file for each rank."""
+    """A run of 64 ranks of which this many facts of one kind, or of several in turn, are known, no two of them alike, in a file for each rank."""
     facts = [
         Fact(
             kind,
             f"h{at % 64}",
             at % 64,
             at,
-            {name: of(at) for name, of in FIELDS.items()},
+            fields(at),
             Evidence(f"h{at % 64}.log", at // 64 + 1, f"line {at}"),
             float(at),
         )
@@ -188,22 +157,21 @@ def kinds(source: str) -> list[str]:
     return sorted(set(re.findall(r'"([a-z][a-z-]{2,30})"', source)))
 
 
-def _check(module: Any, kind: str, count: int) -> None:
-    module.check(told_once(kind, count))
-
-
 @pytest.mark.parametrize("rule", [name for name in registry.names("rules") if hasattr(registry.load("rules", name), "check")])
 def test_a_rule_costs_twice_as_much_for_twice_as_many_facts_of_one_kind(rule: str) -> None:
     module = registry.load("rules", rule)
     assert module.__file__
     with open(module.__file__, encoding="utf-8") as file:
         spoken = kinds(file.read())
-    for kind in spoken:
-        try:
-            costs = [steps(partial(_check, module, kind, count)) for count in (150, 300, 600)]
-        except (TypeError, ValueError):  # these fields are none of such a fact's: it is said as the rule's own failure
-            continue
-        assert costs[0] < 150 * 30 or max(costs[1] / costs[0], costs[2] / costs[1]) < STEEPEST, (kind, costs)
+    for kind in (*spoken, *({"no_problem_found": ["reset ended", "joined joined-all", "store-lost ended"]}.get(rule, ()))):
+        costs = [steps(lambda count=count, kind=kind: tried(module.check, told_once(kind, count))) for count in (150, 300, 600)]
+        assert max(costs[1] / costs[0], costs[2] / costs[1]) < STEEPEST, (kind, costs)
+
+
+def tried(check: Callable[[Run], object], run: Run) -> None:
+    """What a rule costs, though it may fail on facts of a shape that nobody yields (triage reports that as a finding)."""
+    with contextlib.suppress(TypeError, ValueError):
+        check(run)
 
 
 @pytest.mark.parametrize("work", [attempts.newest, insufficient.finding])

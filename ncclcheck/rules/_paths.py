@@ -30,8 +30,11 @@ def failing(run: Run) -> list[Fact]:
 
 def control_works(run: Run, fact: Fact) -> bool:
     """Whether the agents talk to each other on this very way, over the port that they agreed on, while the try of another one fails."""
-    heard = {other.host for kind in ("path", "interface") for other in run.of(kind)}
-    return bool(fact.get("control")) and not {fact.host, fact.get("peer")} & lost(run) and {fact.host, fact.get("peer")} <= heard
+    return bool(fact.get("control")) and not {fact.host, fact.get("peer")} & lost(run) and {fact.host, fact.get("peer")} <= run.once(_heard)
+
+
+def _heard(run: Run) -> set[str | None]:
+    return {other.host for kind in ("path", "interface") for other in run.of(kind)}
 
 
 def way(fact: Fact) -> Way:

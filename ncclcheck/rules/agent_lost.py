@@ -38,19 +38,20 @@ EXPLAINS = ("rank_died_exception", "rank_killed", "network_unreachable")
 
 def check(run: Run) -> list[Finding]:
     """Agents that were there and are not any more."""
-    cut_off = {host for fact in _no_way(run) for host in paths.way(fact)}
+    silent, broken = paths.lost(run), bool(paths.broken(run))
+    blocked = {host for other in _no_way(run) for host in paths.way(other)}
     return [
         Finding(
             "agent-lost",
             f"the agent of {_node(fact)} was lost: {fact.get('reason')}",
             Culprit(hosts=[fact.host] if fact.host else None),
             0.95,
-            reading.quote(fact, *[*run.of("stack"), *run.of("traceback")][:3]),
+            reading.quote(fact, *[*run.of("stack")[:3], *run.of("traceback")[:3]][:3]),
             f"on {word(fact.host)}: uptime; dmesg -T | tail -50   # is the machine up, was ncclcheck killed? then ping it from the other nodes",
         )
         for fact in run.of("agent-lost")
         if not reading.could_not_write(fact)
-        if fact.host not in paths.lost(run) or not (paths.broken(run) or fact.host in cut_off)
+        if fact.host not in silent or not (broken or fact.host in blocked)
     ]
 
 
