@@ -77,7 +77,7 @@ class Agent:
         self._permissions = permissions
         self._master = master
         self._run_id = ""
-        self._seen: set[str] = set()  # probes that ran here
+        self._seen: set[str] = set()  # probes that came to their end here
         self._node_rank = -1
         self._node_folder = folder
         self._doors = doors
@@ -113,7 +113,7 @@ class Agent:
 
     @property
     def seen(self) -> frozenset[str]:
-        """The probes in which this node took part: its ranks did, or it said what it has. Of several agents of a node one speaks for all."""
+        """The probes in which this node took part: its ranks came to their end, or it said what it has (one of several agents of a node does)."""
         return frozenset(self._seen) | (self._permissions.of_nodes if self._hello.task else frozenset())
 
     @property
@@ -252,7 +252,6 @@ class Agent:
         self._around.begin()
         launch.start()
         self._launches[order.id] = launch
-        self._seen.update(order.probes)
         self._watching[order.id] = asyncio.create_task(self._watch(launch))
 
     async def _watch(self, launch: LocalLaunch) -> None:
@@ -325,6 +324,8 @@ class Agent:
 
     def _begin_to_end(self, name: str) -> None:
         if name in self._launches:
+            if self._launches[name].completed:
+                self._seen.update(self._launches[name].probes)
             self._ending[name] = asyncio.create_task(self._end(name, self._launches.pop(name)))
 
     async def _end(self, name: str, launch: LocalLaunch) -> list[Fact]:

@@ -55,7 +55,7 @@ class LocalLaunch:
     """The ranks of one launch that run on this node."""
 
     def __init__(self, job: start.Job, node_rank: int, node_folder: Path, run_id: str, host: str, task: Mapping[str, int] | None) -> None:
-        self.id = job.id
+        self.id, self.probes = job.id, job.probes
         self.folder = safe_files.folder(node_folder, job.id, new=True)
         self._job = job
         self._host = host
@@ -127,6 +127,12 @@ class LocalLaunch:
         with self._lock:
             seen, self._seen = self._seen, replace(self._seen, lines=[], facts=[], blocks={})
             return seen
+
+    @property
+    def completed(self) -> bool:
+        """Whether every rank here has left in order."""
+        slots = self._slots()
+        return len(slots) == self._count and all(slot.done for slot in slots)
 
     @property
     def urgent(self) -> bool:

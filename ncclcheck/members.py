@@ -267,7 +267,7 @@ class Members:
         number, hello = self._numbers.get(peer), self._roll.hellos.get(peer)
         if len(self.invalid) < MOST_INVALID:
             fields = {"node_rank": number, "reason": one_line(reason)}
-            self.invalid[peer] = Fact("invalid-message", hello.host if hello else None, fields=fields)
+            self.invalid[peer] = Fact("invalid-message", hello.host if hello else self._server.address(peer) or None, fields=fields)
         self._server.end(peer)
         if number is not None:
             self._left[peer] = f"it sent an invalid message: {one_line(reason)}"
