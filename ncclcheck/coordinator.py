@@ -150,9 +150,9 @@ class Coordinator:
         return True
 
     def _absent(self) -> list[Fact]:
-        """Who is not there at the roll call's end, and who knocked in vain."""
+        """Who is not there at the roll call's end, and who knocked in vain or said what cannot be."""
         fields = {"seconds": self._options.roll_call_timeout, "there": self._roll.there()}
-        facts = [*self._roll.missing(), Fact("roll-call", host.name(), fields=fields)]
+        facts = [*self._roll.missing(), Fact("roll-call", host.name(), fields=fields), *self._members.invalid.values()]
         if self._server.wrong_keys:
             known = {address for hello in self._roll.hellos.values() for found in hello.addresses.values() for address in found}
             strangers = sorted(self._server.wrong_keys.keys() - known)

@@ -25,3 +25,9 @@ def test_node_0_judges_and_prints_whatever_a_node_sends(messages: list[bytes]) -
 @given(peers.from_node0)
 def test_a_node_obeys_or_refuses_or_prints_whatever_node_0_sends(data: bytes) -> None:
     peers.obey(data)
+
+
+@settings(max_examples=EXAMPLES)
+@given(peers.verdicts)
+def test_a_node_refuses_or_prints_whatever_verdict_node_0_sends(data: bytes) -> None:
+    peers.believe(data)

@@ -12,7 +12,7 @@ from ncclcheck.model import Culprit, Fact, Finding, Run
 from ncclcheck.rules import _reading as reading
 from ncclcheck.safe_text import word
 
-EXPLAINS = ("agent_lost",)
+EXPLAINS = ("agent_lost", "missing_rank_at_rendezvous")
 
 
 def check(run: Run) -> list[Finding]:

@@ -350,3 +350,15 @@ def obey(data: bytes) -> None:
                 asked.examine()
             case wire.Result(report=report):
                 check_report(received.report(report))
+
+
+def believe(data: bytes) -> None:
+    """A node gets a verdict of node 0 that was changed: it is refused, or can be printed."""
+    with contextlib.suppress(Invalid):
+        told = received.report(data)
+        check_report(told)
+        with contextlib.suppress(Invalid):
+            received.must_be_seen(told, RUN, PROBES, examined=False)
+
+
+verdicts = packed(REPORT)
