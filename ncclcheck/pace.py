@@ -119,7 +119,8 @@ def _median_without(ordered: Sequence[float], value: float) -> float:
 def _slowed(best: float, spans: Mapping[int, Pace]) -> list[Fact]:
     before = min(USUAL, best)  # who waits least waits for the network only
     now = min(span.waited / span.seq for span in spans.values())
-    share = (now - before) * min(span.seq for span in spans.values()) / max(span.now for span in spans.values())
+    seconds = max(span.now for span in spans.values())
+    share = (now - before) * min(span.seq for span in spans.values()) / seconds if seconds > 0 else 0.0
     if now < NETWORK_FACTOR * before or share < SLOW_SHARE:
         return []
     return [Fact("slowed", fields={"usual": round(before, 6), "now": round(now, 6)})]

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ncclcheck import asking, documents, history, journal, outcome, registry, transport, wire
+from ncclcheck import asking, documents, history, journal, received, registry, transport, wire
 from ncclcheck.agent import HELLO_EVERY, LOOK_AFTER, REPEAT, SELDOM, SHIP
 from ncclcheck.journal import Line, Slot
 from ncclcheck.launch import MOST_CALLS
@@ -256,7 +256,7 @@ class Node:
         self._seen.all_told = now
         self._seen.ended += 1
         if self._seen.ended == 1:
-            found = outcome.unpack(report).findings
+            found = received.report(report).findings
             self._seen.causes, self._seen.ranks = [one.cause for one in found], list(found[0].culprit.ranks or ()) if found else []
 
 

@@ -13,7 +13,7 @@ from bench.control_plane import measure
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ncclcheck import divergence, history, muster, outcome, pace, paths, secrets, triage, wire
+from ncclcheck import divergence, documents, history, muster, outcome, pace, paths, received, secrets, triage, wire
 from ncclcheck.cluster import Cluster
 from ncclcheck.journal import Line
 from ncclcheck.latecomers import REPORTS, Latecomers
@@ -195,7 +195,7 @@ def test_all_copies_of_a_report_together_stay_bounded_and_each_says_who_and_why(
     whole = report(2000, 2000, "hangs")
     data = outcome.pack(whole, readers)
     assert len(data) * readers <= outcome._TOGETHER
-    told = outcome.unpack(data)
+    told = documents.unpack(data, Report, received.LARGEST)
     assert (told.status, told.summary, told.findings[0].title) == (whole.status, whole.summary, whole.findings[0].title)
     assert told.run["folders"] and whole.probes[0].samples[0]["seconds"], "what is sent must not change what is kept"
 

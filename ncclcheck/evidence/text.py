@@ -27,6 +27,7 @@ FOLLOWING = 2000  # lines that a block may look ahead, within the next chunk
 LOOKS, LOOKS_A_LINE = 2_000_000, 64  # lines that all blocks of one read may look ahead in one file, and more for each of its lines
 MANY = 20_000  # facts of one read, after which only the newest lines of each chunk are tried
 FEW = 16  # how many of the newest
+ANYWAY = 1000  # lines that are tried although the source's time is up: they were read
 REMEMBERED = 100_000  # lines that are known again when they are repeated word for word
 SAME = 20_000  # facts of one kind that are kept of one file, and again as many of the newest
 MOST_KEPT = 96 << 20  # bytes of facts that are kept of one file, about
@@ -103,12 +104,14 @@ class _Scan:
         speaker = Place()  # of whom a heading says that it speaks from there on
         last: tuple[str, int] | None = None  # the last line that is not blank, and its number
         before = 1  # the number of the chunk's first line
+        tried = 0  # lines
         for chunk, ahead in pairwise(chunks(stream)):
             number, counted = before, 0
             following = Lines(chunk, ahead, self._file)
             for start, end, owners in self._hits(chunk):
-                if self._meter.over:
+                if self._meter.over and tried >= ANYWAY:
                     return
+                tried += 1
                 number, counted = number + chunk.count(b"\n", counted, start), start
                 for fact in self._of_line(decoded(chunk, start, end), number, start, owners, following):
                     if fact.kind == SECTION:
