@@ -110,7 +110,7 @@ def _verdict(report: Report, color: bool) -> str:
     if planted := report.run.get("planted"):
         after = f" after {planted['after']} collectives" if planted["after"] else ""
         named = "it never struck" if planted["seconds"] is None else f"named {planted['seconds']:.1f} s later" if remedies else "not found"
-        lines.append(f"planted:  {planted['fault']} in rank {planted['rank']}{after}; {named} ({planted['clock']})")
+        lines.append(f"planted:  {printable(str(planted['fault']))} in rank {planted['rank']}{after}; {named} ({printable(str(planted['clock']))})")
     if simulated := report.run.get("simulated_link"):
         lines.append(f"link:     {printable(str(simulated))} each way between the emulated nodes, simulated")
     if strangers := report.run.get("strangers"):
