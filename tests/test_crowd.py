@@ -62,7 +62,7 @@ def crowd(two_hosts: TwoHosts, request: pytest.FixtureRequest) -> Iterator[tuple
 
 def first(two_hosts: TwoHosts, port: int, *words: str) -> Job:
     """Node 0, with few descriptors."""
-    common = ("--nnodes", "2", "--master", f"10.77.0.1:{port}", "--token", "ours", "--format", "json", "--nproc-per-node", "1")
+    common = ("--nnodes", "2", "--master", f"10.77.0.1:{port}", "--token", "ours-and-nobody-else-s", "--format", "json", "--nproc-per-node", "1")
     job = two_hosts.start(two_hosts.a, "probe", *words, *common, "--node-rank", "0")
     resource.prlimit(job.process.pid, resource.RLIMIT_NOFILE, (1024, 1024))
     return job
@@ -74,7 +74,7 @@ def test_two_nodes_are_ready_whoever_crowds_at_the_door_and_the_crowd_is_named(t
     _, port = crowd
     one = first(two_hosts, port, "wiring")
     until(lambda: "roll call: " in one.err, SOON, "the roll call")
-    words = ("--nnodes", "2", "--master", f"10.77.0.1:{port}", "--token", "ours", "--format", "json", "--nproc-per-node", "1")
+    words = ("--nnodes", "2", "--master", f"10.77.0.1:{port}", "--token", "ours-and-nobody-else-s", "--format", "json", "--nproc-per-node", "1")
     other = two_hosts.start(two_hosts.b, "probe", "wiring", *words, "--node-rank", "1")
     for job in (one, other):
         assert job.wait(3 * SOON) == 0, job.out + job.err
