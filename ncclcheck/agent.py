@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -38,6 +39,7 @@ LOOK_AFTER = 2.0  # seconds of node 0's silence after which the way to it is tri
 SHIP = 0.5  # seconds between two reports of changes; deaths and stops are reported at once
 REPEAT = 2.0
 HELLO_EVERY = 1.0
+SELDOM = 4  # signs of life, of which one is a hello
 MOST_JOBS = 32  # orders that are carried out at once: node 0 waits for the answers to most of them
 MOST_ORDERS = 1024  # that wait for their turn
 _PR_SET_CHILD_SUBREAPER = 36
@@ -176,8 +178,11 @@ class Agent:
         self._client.send(wire.Goodbye(one_line(reason)))
 
     async def _beat(self) -> None:
-        while True:
-            self._client.send(wire.Beat() if self.welcomed else self._hello)
+        """Say hello until the roll call is over; seldom, once node 0 has heard it: then it beats back, and thousands of hellos are its work."""
+        for turn in itertools.count():
+            await self._client.connected()
+            heard = self.met and self._awake.seconds - self._heard < LOOK_AFTER
+            self._client.send(wire.Beat() if self.welcomed or (heard and turn % SELDOM) else self._hello)
             await asyncio.sleep(HELLO_EVERY)
 
     def _obey(self, message: wire.Any_) -> None:

@@ -21,6 +21,7 @@ class _Known:
     ranks: dict[tuple[str, int], int] = field(default_factory=dict)  # (host, pid) -> rank
     pids: dict[int, set[int]] = field(default_factory=dict)  # pid -> ranks, on whatever host
     hosts: dict[int, Counter[str]] = field(default_factory=dict)  # rank -> how often each host was named for it
+    main: dict[int, str] = field(default_factory=dict)  # rank -> the host that was named most, worked out when all is learned
     addresses: dict[str, str] = field(default_factory=dict)  # address -> host
 
     def learn(self, fact: Fact) -> None:
@@ -39,7 +40,7 @@ class _Known:
             if rank is None and len(self.pids.get(fact.pid, ())) == 1 and not host:
                 rank = next(iter(self.pids[fact.pid]))
         if host is None and rank is not None and rank in self.hosts:
-            host = self.hosts[rank].most_common(1)[0][0]
+            host = self.main.get(rank) or self.main.setdefault(rank, self.hosts[rank].most_common(1)[0][0])
         return fact if (host, rank) == (fact.host, fact.rank) else replace(fact, host=host, rank=rank)
 
 

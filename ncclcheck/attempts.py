@@ -24,6 +24,7 @@ class _Source:
     restarted: int = 0
     failed: int = 0  # the last exit code other than 0
     ended: dict[int | None, int] = field(default_factory=dict)  # rank -> the last line that says it came to its end
+    over: int = 0  # the last of these lines, whichever rank's
     stepped: dict[int | None, int] = field(default_factory=dict)
     retried: dict[int | None, list[int]] = field(default_factory=dict)
     waited: dict[int | None, tuple[int, float]] = field(default_factory=dict)  # the last time-out, and when its call was issued
@@ -37,6 +38,7 @@ class _Source:
                 self.failed = max(self.failed, line)
             case "ended":
                 self.ended[fact.rank] = max(self.ended.get(fact.rank, 0), line)
+                self.over = max(self.over, line)
             case "last-line" if fact.source and _STEP.search(fact.source.text):
                 self.stepped[fact.rank] = line
             case "retried":
@@ -55,7 +57,7 @@ class _Source:
         begun = self.waited.get(error.rank, (0, -math.inf))[1]
         if error.rank is not None and error.time is not None and begun > error.time:
             return True
-        ends = self.ended.values() if error.rank is None else [self.ended.get(error.rank, 0), self.ended.get(None, 0)]
+        ends = [self.over] if error.rank is None else [self.ended.get(error.rank, 0), self.ended.get(None, 0)]
         stepped = 0 if error.rank is None else self.stepped.get(error.rank, 0)
         return self.failed <= line < max(stepped, *ends, 0)
 

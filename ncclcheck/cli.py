@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ import click
 
 from ncclcheck import __version__, interpreter, units
 from ncclcheck.model import EXIT_CODES, USAGE, Outcome
+from ncclcheck.safe_text import printable
 
 VLLM_MODES = (
     "How vLLM is launched over the nodes: external (each rank by torchrun: probe vllm_engine), serve (its own multi-node `vllm serve`: "
@@ -109,7 +111,8 @@ def main() -> None:
     try:
         cli.main(standalone_mode=False, prog_name="ncclcheck")
     except click.ClickException as error:
-        error.show()
+        error.show(said := io.StringIO())  # it quotes what was typed, and names of files
+        click.echo("\n".join(map(printable, said.getvalue().splitlines())), err=True)
         _leave(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         _leave(130)
@@ -182,7 +185,7 @@ def probe(names: tuple[str, ...], **given: Any) -> None:
 
     \b
     Exit code: 0 ready; 1 not ready, or slower than it should be; 2 wrong usage; 3 not proven either way;
-    130 or 143 interrupted.
+    129, 130 or 143 interrupted.
     """
     from ncclcheck import session
 
@@ -241,7 +244,7 @@ def collect(pid: int | None, output: str) -> None:
     try:
         code = postmortem.collect(pid, output)
     except (ValueError, OSError) as error:
-        click.echo(f"ncclcheck: {error}", err=True)
+        click.echo(printable(f"ncclcheck: {error}"), err=True)
         code = USAGE
     _leave(code)
 
@@ -274,7 +277,7 @@ def drill(names: tuple[str, ...], **given: Any) -> None:
 
     \b
     Exit code: 0 every fault was detected, blamed on the right place and cleaned up after; 1 not so; 2 wrong usage;
-    3 none could be planted here; 130 or 143 interrupted.
+    3 none could be planted here; 129, 130 or 143 interrupted.
     """
     from ncclcheck import drilling
 
@@ -360,7 +363,7 @@ def bench(model: str | None, **given: Any) -> None:
         ncclcheck bench --emulate 2x2 --simulate-link 1Gbit,2ms --format html --output bench.html
 
     \b
-    Exit code: 0 all is measured; 1 some of it could not be; 2 wrong usage; 3 nothing could be; 130 or 143 interrupted.
+    Exit code: 0 all is measured; 1 some of it could not be; 2 wrong usage; 3 nothing could be; 129, 130 or 143 interrupted.
     """
     from ncclcheck.bench import benching
 
@@ -436,7 +439,7 @@ def _end(work: Callable[[], int]) -> None:
     try:
         code = work()
     except (printing.Usage, OSError) as error:
-        click.echo(f"ncclcheck: {error}", err=True)
+        click.echo(printable(f"ncclcheck: {error}"), err=True)
         code = USAGE
     _leave(code)
 

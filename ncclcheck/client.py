@@ -15,7 +15,7 @@ from ncclcheck.secure_channel import Refused
 
 MOST_QUEUED = 320 * wire.MAX_MESSAGE  # bytes that wait for node 0: a bundle of evidence is sent at once
 _CONNECT = 2.0  # seconds for a connection
-_PAUSE = 0.2, 1.0  # seconds between two tries to connect
+_PAUSE = 0.1, 1.0  # seconds between two tries to connect: the first one, doubled each time, and the longest
 
 
 class Client:
@@ -28,7 +28,7 @@ class Client:
         self._identity = os.urandom(handshake.IDENTITY)  # kept over reconnections
         self._inbox: asyncio.Queue[bytes] = asyncio.Queue()
         self._connection: Connection | None = None
-        self._gone = asyncio.Event()
+        self._gone, self._here = asyncio.Event(), asyncio.Event()
         self.closed: float | None = None  # when node 0's end closed the connection (monotonic)
         self.refused = 0  # connections that were closed when our hello had come: our token is not theirs
         self.wrong_version: int | None = None  # the protocol that node 0 speaks, where it is not ours
@@ -44,6 +44,10 @@ class Client:
         if self._connection:
             self._connection.send(data)
 
+    async def connected(self) -> None:
+        """Wait until node 0 is reached, if it is not now."""
+        await self._here.wait()
+
     async def close(self) -> None:
         """Leave, after at most half a second for what is still on its way out."""
         self._work.cancel()
@@ -56,11 +60,14 @@ class Client:
         await asyncio.gather(self._work, return_exceptions=True)
 
     async def _keep(self) -> None:
+        pause, longest = _PAUSE
         while True:
             with contextlib.suppress(OSError, Refused):  # TimeoutError is an OSError
                 await self._meet()
+                pause, _ = _PAUSE
                 await self._gone.wait()
-            await asyncio.sleep(random.uniform(*_PAUSE))
+            await asyncio.sleep(random.uniform(pause, 2 * pause) / 2)
+            pause = min(2 * pause, longest)
 
     async def _meet(self) -> None:
         """Connect and become a peer. Raises OSError or Refused."""
@@ -82,9 +89,11 @@ class Client:
         self.closed, self.wrong_version = None, None
         self._gone.clear()
         self._connection = Connection(sock, seal, unseal, self._inbox.put_nowait, self._end, MOST_QUEUED)
+        self._here.set()
 
     def _end(self, line: Connection, closed: bool) -> None:
         self._connection = None
+        self._here.clear()
         self._gone.set()
         if closed:
             self.closed = time.monotonic()

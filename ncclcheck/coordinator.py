@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from ncclcheck import (
     triage,
     wire,
 )
+from ncclcheck.bounded import bounded
 from ncclcheck.cluster import Cluster
 from ncclcheck.collect import host
 from ncclcheck.members import AgentLost, Members
@@ -44,7 +45,11 @@ SETTLE = 2.0  # seconds for which a contradiction at roll call must stand (an ag
 _AMISS = ("left-over", "no-answer", "gpu-unusable")  # kinds of facts that speak against a launch that came to its end,
 _SLOW = ("slow", "slowed", "late", "outage")  # and those that say that it took long, or may have
 NETWORK = ("network-unreachable", "blocked-port", "mtu-mismatch")  # causes for which no step is waited for any longer
+MOST_STRANGERS = 4  # addresses that the report names
 MOST_LOOKED_AT = 8  # lost nodes to which the way is tried
+MOST_NAMED = 8  # agents that are named in a line of the roll call, and nodes that stand in the report for one that comes too late
+JUDGE_BOUND = 60.0  # seconds in which what was seen must have been judged,
+REPORT_BOUND = 60.0  # and in which the report on it must have been made
 VICTIM_STEPS = 20  # collectives after which a planted fault strikes
 
 
@@ -92,12 +97,12 @@ class Coordinator:
             await self._lost(*lost.args)
         except BaseException as error:  # an interrupt, or a mistake of ours: the others must not wait for a verdict
             reason = "interrupted" if isinstance(error, asyncio.CancelledError) else f"{type(error).__name__}: {error}"
-            self._find(Fact("agent-lost", host.name(), fields={"node_rank": 0, "reason": reason}))
+            await self._find(Fact("agent-lost", host.name(), fields={"node_rank": 0, "reason": reason}))
             raise
         finally:
-            self._members_at_fault()
-            report = self._report(self._findings, self._run_id if self._members.settled else "")
-            await self._members.publish(outcome.pack(report))
+            await self._members_at_fault()
+            report, packed = await bounded(self._reported, REPORT_BOUND, dict(self._members.hellos()))
+            await self._members.publish(packed)
             self._members.close()
         return report
 
@@ -108,41 +113,46 @@ class Coordinator:
         end = self._started + self._options.roll_call_timeout
         contradicted: float | None = None
         told: list[str] = []
+        tell = 0.0  # not before then
         while not self._roll.complete():
             self._members.drop_silent(wire.SILENCE / 2)
             now = time.monotonic()
-            contradicted = (contradicted or now) if self._roll.conflicts() else None
+            conflicts = self._roll.conflicts()
+            contradicted = (contradicted or now) if conflicts else None
             if contradicted and (now - contradicted > SETTLE or now > end):
-                return self._find(*self._roll.conflicts())
+                return await self._find(*conflicts)
             if now > end and self._options.examine and self._roll.hellos:
-                return self._go_on()
+                return await self._go_on()
             if now > end:
-                return self._find(*self._absent())
-            there, missing = self._roll.there(), describe_missing(self._roll.missing())
-            if there and [*there, *missing] != told:
-                told = [*there, *missing]
-                self._say(f"roll call: {', '.join(there)} here, waiting for {', '.join(missing)} (at most {end - now:.0f} s)")
-                self._members.tell(wire.Roster(there, missing, end - now))
+                return await self._find(*self._absent())
+            if self._roll.hellos and now >= tell:
+                there, missing = _some(self._roll.there()), _some(describe_missing(self._roll.missing()))
+                if [*there, *missing] != told:
+                    told, tell = [*there, *missing], now + wire.BEAT
+                    self._say(f"roll call: {', '.join(there)} here, waiting for {', '.join(missing)} (at most {end - now:.0f} s)")
+                    self._members.tell(wire.Roster(there, missing, end - now))
             await self._members.until(self._roll.complete, 0.2)
         self._members.settle(self._run_id)
         self._say(f"roll call: all {self._cluster.nnodes} here after {seconds_text(time.monotonic() - self._started)}")
         return True
 
-    def _go_on(self) -> bool:
+    async def _go_on(self) -> bool:
         """A job that hangs is looked at with whoever came. Always True."""
         seconds = seconds_text(self._options.roll_call_timeout)
         absent = self._roll.missing()
         self._unseen = [examination.unseen(int(fact.get("node_rank")), fact.host, f"it did not come within {seconds}") for fact in absent]
         if self._server.wrong_keys:  # somebody knocked in vain: that says why
-            self._unseen += triage.findings(Run(facts=self._absent()))
+            self._unseen += await _concluded(Run(facts=self._absent()))
         self._members.settle(self._run_id)
-        self._say(f"roll call: {', '.join(self._roll.there())} here after {seconds}; going on without {', '.join(describe_missing(absent))}")
+        self._say(
+            f"roll call: {', '.join(_some(self._roll.there()))} here after {seconds}; going on without {', '.join(_some(describe_missing(absent)))}"
+        )
         return True
 
     def _absent(self) -> list[Fact]:
-        """Who is not there at the roll call's end, and who knocked in vain."""
+        """Who is not there at the roll call's end, and who knocked in vain or said what cannot be."""
         fields = {"seconds": self._options.roll_call_timeout, "there": self._roll.there()}
-        facts = [*self._roll.missing(), Fact("roll-call", host.name(), fields=fields)]
+        facts = [*self._roll.missing(), Fact("roll-call", host.name(), fields=fields), *self._members.invalid.values()]
         if self._server.wrong_keys:
             known = {address for hello in self._roll.hellos.values() for found in hello.addresses.values() for address in found}
             strangers = sorted(self._server.wrong_keys.keys() - known)
@@ -155,7 +165,7 @@ class Coordinator:
             ]
         return facts
 
-    def _can_run(self) -> bool:
+    async def _can_run(self) -> bool:
         """What the roll call already rules out: torch that is not there, too few GPUs, GPUs in use."""
         lacking, facts = [], []
         for hello in self._members.hellos().values():
@@ -165,8 +175,8 @@ class Coordinator:
                 facts.append(Fact("too-few-gpus", hello.host, fields={"gpus": len(hello.gpus), "nproc_per_node": hello.nproc_per_node}))
             busy = [] if self._options.force else [gpu for gpu in hello.gpus if gpu["processes"]]
             facts += [Fact("gpu-busy", hello.host, fields={**gpu}) for gpu in busy]
-        self._lacking += triage.findings(Run(facts=lacking)) if lacking else []
-        return not lacking and (not facts or self._find(*facts))
+        self._lacking += await _concluded(Run(facts=lacking)) if lacking else []
+        return not lacking and (not facts or await self._find(*facts))
 
     def _not_permitted(self) -> list[Fact]:
         """What the users of other nodes did not ask for, as far as the roll call told: known before anything is started."""
@@ -212,13 +222,13 @@ class Coordinator:
         After a failure with a cause nothing more is started, after a mere time-out the next one is.
         """
         if refused := self._not_permitted():
-            self._find(*refused)
+            await self._find(*refused)
             return
         first, rest = surveying.split(self._options.probes)
         if first:
             surveyor = surveying.Surveyor(self._members, self._cluster, self._options, self._show)
             self._results, self._findings = await surveyor.judged(first)
-        if not rest or (self._stopped() is None and not self._can_run()):
+        if not rest or (self._stopped() is None and not await self._can_run()):
             return
         for group in outcome.groups(rest):
             if stopped := self._stopped():
@@ -226,7 +236,7 @@ class Coordinator:
             elif time.monotonic() - self._started > self._options.deadline:
                 reason = f"not run: the deadline of {seconds_text(self._options.deadline)} was over"
                 self._results += [ProbeResult(plugin.name, Status.UNKNOWN, reason) for plugin in group]
-            elif reason := self._unmet(group):
+            elif reason := await self._unmet(group):
                 self._results += [ProbeResult(plugin.name, Status.SKIP, reason) for plugin in group]
             elif group[0].get("INJECT"):
                 await self._detect(group[0])
@@ -238,7 +248,7 @@ class Coordinator:
         failed = any(result.status is Status.FAIL for result in self._results)
         return next((finding.cause for finding in self._findings if failed and finding.severity == triage.STOP), None)
 
-    def _unmet(self, group: list[registry.Plugin]) -> str:
+    async def _unmet(self, group: list[registry.Plugin]) -> str:
         """Why a group cannot run here; empty if it can. Who needs more ranks than there are leaves the group first."""
         for plugin in [plugin for plugin in group if self._world_size < plugin.get("MIN_RANKS", 1)]:
             reason = f"it needs {plugin.get('MIN_RANKS')} ranks and there is {self._world_size}"
@@ -253,24 +263,24 @@ class Coordinator:
                 self._spared.append(group[0].name)
                 return f"{need} is not installed on {', '.join(hosts)}; --vllm-mode all takes the ways that are"
             if hosts:
-                self._lacking += triage.findings(Run(facts=[_not_installed(name, host, need) for host in hosts]))
+                self._lacking += await _concluded(Run(facts=[_not_installed(name, host, need) for host in hosts]))
                 return f"{need} is not installed on {', '.join(hosts)}"
         return ""
 
     async def _plain(self, group: Sequence[registry.Plugin]) -> None:
         planted = fault.parse(self._options.inject) if self._options.inject else None
         view, clock, bound, run = await self._launch(group, planted)
-        found = self._judge(view, clock, run)
+        found = await self._judge(view, clock, run)
         if planted:
             self._planted = _account(planted, view, clock, run)
         self._results += [outcome.of_probe(plugin, view, clock, bound, found) for plugin in group]
 
-    def _judge(self, view: View, clock: Clock, run: Run) -> list[Finding]:
+    async def _judge(self, view: View, clock: Clock, run: Run) -> list[Finding]:
         """The findings of a launch that did not end as it should, kept; none for one that did."""
         well = clock is Clock.OVER and view.complete
         if well and not any(run.of(kind) for kind in (*_AMISS, *_SLOW)):
             return []
-        found = triage.findings(run)
+        found = await _concluded(run)
         if well and not any(run.of(kind) for kind in _AMISS):  # what only seemed slow is no finding
             found = [finding for finding in found if finding.cause in triage.SLOWER]
         found = triage.placed(run, found)
@@ -283,7 +293,7 @@ class Coordinator:
         name, victim = plugin.get("INJECT"), self._world_size - 1
         view, clock, _, run = await self._launch([plugin], fault.Spec(name, victim, VICTIM_STEPS))
         named_after = time.monotonic() - view.progress
-        best = triage.findings(run)[0]
+        best = (await _concluded(run))[0]
         expected = registry.describe("faults", name).get("EXPECT")
         facts = [Fact("planted", rank=victim, fields={"fault": name, "clock": clock.value, "named_after_seconds": round(named_after, 3)})]
         if clock is Clock.DEADLINE:
@@ -294,14 +304,14 @@ class Coordinator:
             title = (
                 f"a {name} planted in rank {victim} was to be found as {expected}; found: {best.cause} of ranks {best.culprit.ranks} ({clock.value})"
             )
-            self._find(Fact("fail", fields={"cause": "probe-crashed", "title": title}))
+            await self._find(Fact("fail", fields={"cause": "probe-crashed", "title": title}))
             self._results.append(ProbeResult(plugin.name, Status.CRASHED, title, time.monotonic() - began, [], facts))
             return
         if left := [*run.of("left-over"), *run.of("no-answer")]:
-            self._find(*left)
+            await self._find(*left)
         self._say(f"{plugin.name}: {best.title} (planted; found {seconds_text(named_after)} after the last progress)")
         again, clock, bound, run = await self._launch([plugin], None)
-        result = outcome.of_probe(plugin, again, clock, bound, self._judge(again, clock, run))
+        result = outcome.of_probe(plugin, again, clock, bound, await self._judge(again, clock, run))
         result.facts = facts + result.facts
         result.seconds = time.monotonic() - began
         if result.status is Status.PASS:
@@ -328,7 +338,7 @@ class Coordinator:
         try:
             while True:
                 clock, bound = await self._wait(view, planted)
-                if clock is Clock.OVER and view.complete and not view.slowed:
+                if clock is Clock.OVER and view.complete and not await bounded(lambda: view.slowed, JUDGE_BOUND):
                     break
                 if clock is Clock.ERROR:  # mostly a consequence: the death or stop that it follows from is noticed a moment later
                     await self._members.until(view.explained, ERROR_SETTLE)
@@ -345,7 +355,7 @@ class Coordinator:
         finally:
             self._ranks |= view.ranks
         facts.append(Fact("clock", fields={"which": clock.value, "bound": bound, "probe": view.current(), "name": clock.name}))
-        return view, clock, bound, view.run(facts + self._unusable_gpus(view))
+        return view, clock, bound, await _as_seen(view, facts + self._unusable_gpus(view))
 
     def _order(self, name: str, group: Sequence[registry.Plugin], planted: fault.Spec | None) -> wire.Launch:
         """What every node is told of a launch; a launch that measures goes without what times every call."""
@@ -404,7 +414,7 @@ class Coordinator:
         self._seen = await self._members.ask(order, wire.Collected, COLLECT_BOUND, lambda: view.clock(time.monotonic()) or view.progress > last)
         if view.progress > last or view.clock(time.monotonic()):
             return False
-        return triage.findings(view.run(self._seen))[0].cause in NETWORK
+        return (await _concluded(await _as_seen(view, self._seen)))[0].cause in NETWORK
 
     def _unusable_gpus(self, view: View) -> list[Fact]:
         """Ranks that compute on the CPU although their node shows NVIDIA devices."""
@@ -418,16 +428,16 @@ class Coordinator:
 
     # -- the end -------------------------------------------------------------------------------------------------
 
-    def _find(self, *facts: Fact) -> bool:
+    async def _find(self, *facts: Fact) -> bool:
         """Keep what these facts mean. Always False: nothing more can be run."""
-        self._findings += triage.findings(Run(facts=facts))
+        self._findings += await _concluded(Run(facts=facts))
         return False
 
-    def _members_at_fault(self) -> None:
+    async def _members_at_fault(self) -> None:
         """Keep who sent invalid messages: once the roll call is complete, only who takes part matters to the verdict."""
         settled = self._members.settled
         if facts := [fact for fact in self._members.invalid.values() if not settled or fact.get("node_rank") is not None]:
-            self._find(*facts)
+            await self._find(*facts)
 
     async def _lost(self, number: int, reason: str) -> None:
         """A node is gone: say who and why, end the others' ranks, keep what is known."""
@@ -445,7 +455,7 @@ class Coordinator:
                     break
                 facts += self._members.drop_lost(*another.args)  # where node 0 itself is cut off, all others are lost, one after the other
         facts += await looking
-        self._find(*facts, Fact("clock", fields={"which": Clock.LOST.value, "bound": wire.SILENCE, "name": Clock.LOST.name}))
+        await self._find(*facts, Fact("clock", fields={"which": Clock.LOST.value, "bound": wire.SILENCE, "name": Clock.LOST.name}))
         if self._members.view and self._options.inject:
             self._planted = _account(fault.parse(self._options.inject), self._members.view, Clock.LOST, Run())
 
@@ -454,33 +464,68 @@ class Coordinator:
         facts = await paths.try_all(host.name(), [peer for peer in gone if peer.port], {})
         return [replace(fact, fields={**fact.fields, "control": True}) for fact in facts]
 
-    def _refusal(self, hello: wire.Hello) -> bytes:
-        """The report for an agent too many, or one that came too late to a job that is looked at: the run goes on without it."""
+    def _refusal(self, late: Sequence[wire.Hello]) -> bytes:
+        """The report for agents too many, or for those that came too late to a job that is looked at: the run goes on without them.
+
+        It is made in a thread, beside the run.
+        """
         found: list[Finding]
         if self._options.examine and (missing := self._roll.missing()):
-            number = int(missing[0].get("node_rank")) if hello.node_rank is None else hello.node_rank
-            found = [examination.unseen(number, hello.host, "it came after the roll call had ended")]
+            number = int(missing[0].get("node_rank"))
+            why = "it came after the roll call had ended"
+            found = [examination.unseen(number if hello.node_rank is None else hello.node_rank, hello.host, why) for hello in late]
         else:
-            found = triage.findings(Run(facts=self._roll.too_late(hello)))
-        return outcome.pack(self._report(found, run_id=""))
+            found = triage.findings(Run(facts=self._roll.too_late(late)))
+        named = {host for finding in found for host in finding.culprit.hosts or ()}
+        hellos = {number: hello for number, hello in self._members.hellos().items() if hello.host in named}
+        return outcome.pack(self._report(found, "", dict(list(hellos.items())[:MOST_NAMED]), {}), len(late))
 
-    def _report(self, findings: Sequence[Finding], run_id: str) -> Report:
+    def _reported(self, hellos: Mapping[int, wire.Hello]) -> tuple[Report, bytes]:
+        """The report on the run, and as it travels to so many agents."""
+        report = self._report(self._findings, self._run_id if self._members.settled else "", hellos, self._ranks)
+        if strangers := dict(self._server.strangers):
+            named = sorted(strangers, key=lambda address: -strangers[address])[:MOST_STRANGERS]
+            report.run["strangers"] = {"connections": sum(strangers.values()), "addresses": {address: strangers[address] for address in named}}
+        return report, outcome.pack(report, len(hellos))
+
+    def _report(self, findings: Sequence[Finding], run_id: str, hellos: Mapping[int, wire.Hello], ranks: Mapping[int, RankId]) -> Report:
         if self._examined:
-            return outcome.of_examination(self._examined, self._members.hellos(), run_id, findings, time.monotonic() - self._started)
+            return outcome.of_examination(self._examined, hellos, run_id, findings, time.monotonic() - self._started)
         return outcome.of_run(
             self._options,
             run_id=run_id,
-            hellos=self._members.hellos(),
+            hellos=hellos,
             results=self._results if run_id else [],
             findings=findings,
             lacking=self._lacking,
             spared=self._spared,
-            ranks=self._ranks,
+            ranks=ranks,
             added=self._added,
             world_size=self._world_size,
             seconds=time.monotonic() - self._started,
             planted=self._planted,
         )
+
+
+async def _as_seen(view: View, more: list[Fact]) -> Run:
+    """A launch as triage reads it. The same holds for this (see `_concluded`)."""
+    view.compare_claims()
+    return await bounded(view.run, JUDGE_BOUND, more)
+
+
+async def _concluded(run: Run) -> list[Finding]:
+    """The causes found in a run, best first. Judging takes seconds where thousands of ranks take part, and nobody waits for it to be heard."""
+    try:
+        return await bounded(triage.findings, JUDGE_BOUND, run)
+    except TimeoutError:
+        title = f"what was seen of the ranks could not be judged in {JUDGE_BOUND:g} s"
+        return [Finding("insufficient-evidence", title, remedy="ncclcheck triage RUN   # with the run's directory")]
+
+
+def _some(names: Sequence[str]) -> list[str]:
+    """The first of them, and how many there are besides."""
+    more = len(names) - MOST_NAMED
+    return [*names[:MOST_NAMED], f"{more} more"] if more > 0 else list(names)
 
 
 def _account(planted: fault.Spec, view: View, clock: Clock, run: Run) -> dict[str, Any]:

@@ -14,8 +14,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ncclcheck.secure_channel import Refused
-
 _AT_ONCE = 64  # connections that are looked at before something else gets its turn
 _SWEEP = 0.25  # seconds between two looks for those whose time is over
 _REST = 0.1  # seconds in which nobody is let in where there is no descriptor
@@ -41,7 +39,7 @@ class Crowd:
         self, listener: socket.socket, most: int, seconds: float, begins: bytes, wanted: int, judge: Callable[[Newcomer], None],
         on_stranger: Callable[[str], None],
     ) -> None:  # fmt: skip
-        """Who has said `wanted` bytes, which begin so, is for `judge`, which may `advance` it or `release` it, or raises Refused or OSError.
+        """Who has said `wanted` bytes, which begin so, is for `judge`, which may `advance` it or `release` it, or raises ValueError or OSError.
 
         `on_stranger` is told the address of everybody who is turned away, or leaves without a proof.
         """
@@ -143,5 +141,5 @@ class Crowd:
         elif len(newcomer.come) == newcomer.wanted:
             try:
                 self._judge(newcomer)
-            except (Refused, OSError):
+            except (ValueError, OSError):
                 self._turn_away(newcomer)

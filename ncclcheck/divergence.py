@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ncclcheck.history import unpack
 from ncclcheck.model import Evidence, Fact, Run
 
 ENGINE = "vllm engine start"
@@ -24,20 +25,38 @@ class Divergence:
 
 @dataclass(frozen=True, slots=True)
 class _History:
+    """Calls as they travelled: of thousands of ranks few are different, and only those are spelt out."""
+
     first: int  # number of the first call that is known
-    calls: Sequence[int]  # signatures
+    signatures: tuple[int, ...]
+    numbers: bytes | tuple[int, ...]  # of each call: which of the signatures
+
+    @property
+    def end(self) -> int:
+        """Number of the call after the last that is known."""
+        return self.first + len(self.numbers)
+
+    def calls(self, first: int, end: int) -> list[int]:
+        """The signatures of the calls from one number up to another, which must be known."""
+        return [self.signatures[number] for number in self.numbers[first - self.first : end - self.first]]
 
     def at(self, seq: int) -> int | None:
-        return self.calls[seq - self.first] if self.first <= seq < self.first + len(self.calls) else None
+        return self.calls(seq, seq + 1)[0] if self.first <= seq < self.end else None
 
     def habit(self, seq: int) -> int | None:
         """What this rank issued when the calls before were last the same; None where they never were."""
-        at = seq - self.first
-        before = self.calls[at - _CONTEXT : at]
+        at, calls = seq - self.first, self.calls(self.first, self.end)
+        before = calls[at - _CONTEXT : at]
         for end in range(at - 1, _CONTEXT - 1, -1):
-            if self.calls[end - _CONTEXT : end] == before:
-                return self.calls[end]
+            if calls[end - _CONTEXT : end] == before:
+                return calls[end]
         return None
+
+    def parts_from(self, other: _History, first: int) -> int | None:
+        """The number of the first call, from this one on, in which two histories differ; None where they do not as far as both are known."""
+        end = max(first, min(self.end, other.end))
+        mine, its = self.calls(first, end), other.calls(first, end)
+        return None if mine == its else next(first + at for at, (one, two) in enumerate(zip(mine, its, strict=True)) if one != two)
 
 
 def of(run: Run) -> Divergence | None:
@@ -81,22 +100,22 @@ def _of(run: Run) -> Divergence | None:
     histories = {fact.rank: _history(fact) for fact in run.of("calls") if fact.rank is not None and fact.get("calls")}
     if len(histories) < 2:
         return None
-    first = max(history.first for history in histories.values())
-    last = max(history.first + len(history.calls) for history in histories.values())
-    for seq in range(first, last):
-        issued = {rank: call for rank, history in histories.items() if (call := history.at(seq)) is not None}
-        if len(issued) < 2:
-            break
-        if len(set(issued.values())) > 1:
-            texts = {number: text for fact in run.of("calls") for number, text in zip(fact.get("signatures"), fact.get("texts"), strict=True)}
-            odd, by_habit = _odd(seq, issued, histories)
-            return Divergence(seq, {rank: texts[call] for rank, call in issued.items()}, odd, by_habit)
-    return None
+    different = set(histories.values())
+    first, longest = max(history.first for history in different), max(different, key=lambda history: history.end)
+    parted = [seq for history in different if (seq := history.parts_from(longest, first)) is not None]  # who differ, differ from the longest, too
+    if not parted:
+        return None
+    seq = min(parted)
+    issued = {rank: call for rank, history in histories.items() if (call := history.at(seq)) is not None}
+    texts = {number: text for fact in run.of("calls") for number, text in zip(fact.get("signatures"), fact.get("texts"), strict=True)}
+    odd, by_habit = _odd(seq, issued, histories)
+    return Divergence(seq, {rank: texts[call] for rank, call in issued.items()}, odd, by_habit)
 
 
 def _history(fact: Fact) -> _History:
-    signatures, calls = fact.get("signatures"), fact.get("calls")
-    return _History(int(fact.get("last")) - len(calls) + 1, [signatures[number] for number in calls])
+    numbers = unpack(fact.get("calls"))
+    first = int(fact.get("last")) - len(numbers) + 1
+    return _History(first, tuple(fact.get("signatures")), numbers)
 
 
 def _odd(seq: int, issued: Mapping[int, int], histories: Mapping[int, _History]) -> tuple[tuple[int, ...], bool]:
@@ -104,7 +123,8 @@ def _odd(seq: int, issued: Mapping[int, int], histories: Mapping[int, _History])
     (most, count), (_, second) = Counter(issued.values()).most_common(2)
     if count > second:
         return tuple(rank for rank, call in sorted(issued.items()) if call != most), False
-    habits = {rank: histories[rank].habit(seq) for rank in issued}
+    habit = {history: history.habit(seq) for history in {histories[rank] for rank in issued}}
+    habits = {rank: habit[histories[rank]] for rank in issued}
     unusual = tuple(rank for rank, call in sorted(issued.items()) if habits[rank] is not None and habits[rank] != call)
     if unusual and len(unusual) < len(issued) and all(habits[rank] is not None for rank in issued):
         return unusual, True

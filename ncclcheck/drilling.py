@@ -206,7 +206,7 @@ def is_first(found: clusters.Cluster) -> bool:
         return not found.node_rank
     try:
         return master.own(socket.gethostbyname(found.master), host.addresses())
-    except OSError:
+    except (OSError, UnicodeError):
         return False  # each run will say so
 
 

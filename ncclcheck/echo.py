@@ -14,7 +14,6 @@ import struct
 
 from ncclcheck import ticket
 from ncclcheck.crowd import Crowd, Newcomer
-from ncclcheck.secure_channel import Refused
 
 LARGEST = 2**20  # bytes of a large message
 MOST, LIVES = 32, 3.0  # connections at a time, and seconds of each
@@ -71,11 +70,11 @@ class Echo:
         return ticket.for_datagram(self._checker.secret, number, size, sender, self.address, self.port)
 
     def _judge(self, newcomer: Newcomer) -> None:
-        """Raises Refused."""
+        """Raises ValueError for who has no ticket, or for whom there is no place."""
         head = newcomer.come[: HEAD.size]
         _, coming, wanted = HEAD.unpack(head)
         if max(coming, wanted) > LARGEST or len(self._serving) >= MOST or not self._checker.admits(head, newcomer.come[HEAD.size :]):
-            raise Refused
+            raise ValueError
         assert self._crowd
         sock = self._crowd.release(newcomer)
         task = asyncio.get_running_loop().create_task(_serve(sock, head, coming, wanted))

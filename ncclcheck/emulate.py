@@ -20,14 +20,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from ncclcheck import namespaces, pid1
+from ncclcheck import ending, namespaces, pid1
 from ncclcheck.collect import room
 
 MOST_NODES = 64
 MOST_RANKS = 64  # per node
-GRACE = 15.0  # seconds from SIGINT or SIGTERM to SIGKILL
+GRACE = 15.0  # seconds from SIGINT, SIGTERM or SIGHUP to SIGKILL
 _KILLED_BOUND = 5.0  # seconds that a killed node may take: a process in state D cannot be waited for
-_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +73,7 @@ def run(nodes: int, ranks_per_node: int, body: Callable[[Node], int], *, gpus: i
     """Run `body(node)` as pid 1 of each of `nodes` nodes; return their exit codes, node 0 first (-9 = killed by signal 9).
 
     `gpus`: how many GPUs the caller may use; with any, local rank `l` of node `i` owns number `i * ranks_per_node + l`.
-    SIGINT and SIGTERM are passed on once; a node still there 15 s later is killed. A body that raises prints its traceback
+    SIGINT, SIGTERM and SIGHUP are passed on once; a node still there 15 s later is killed. A body that raises prints its traceback
     and exits 70. The calling process must be single-threaded; it stays in a network of its own, without the machine's links.
     Raises EmulationRefused where the machine refuses, ValueError for too few GPUs, RuntimeError for a caller with threads.
     """
@@ -85,7 +84,7 @@ def run(nodes: int, ranks_per_node: int, body: Callable[[Node], int], *, gpus: i
 
     sys.stdout.flush()
     sys.stderr.flush()
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # from now on they are waited for, not handled
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _signals())  # from now on they are waited for, not handled
     addresses = {node.host: node.address for node in cluster}
     children: list[pid1.Pid1] = []
     codes: list[int] = []
@@ -131,12 +130,13 @@ def _cluster(nodes: int, ranks: int, gpus: int) -> list[Node]:
 
 
 def _wait(pids: Sequence[int]) -> list[int]:
-    """Exit codes of all. SIGINT or SIGTERM is passed on once; from then on the wait is bounded."""
+    """Exit codes of all. SIGINT, SIGTERM or SIGHUP is passed on once; from then on the wait is bounded."""
+    signals = _signals()
     codes: dict[int, int] = {}
     ends: float | None = None
     killed = False
     while left := [pid for pid in pids if pid not in codes and not _reap(pid, codes)]:
-        caught = signal.sigwaitinfo(_SIGNALS) if ends is None else signal.sigtimedwait(_SIGNALS, max(0.0, ends - time.monotonic()))
+        caught = signal.sigwaitinfo(signals) if ends is None else signal.sigtimedwait(signals, max(0.0, ends - time.monotonic()))
         if caught is None and killed:
             break
         if caught is None:
@@ -146,6 +146,10 @@ def _wait(pids: Sequence[int]) -> list[int]:
             _send(left, caught.si_signo)
             ends = time.monotonic() + GRACE
     return [codes.get(pid, -signal.SIGKILL) for pid in pids]
+
+
+def _signals() -> set[signal.Signals]:
+    return {*ending.asking(), signal.SIGCHLD}
 
 
 def _reap(pid: int, codes: dict[int, int]) -> bool:
@@ -174,7 +178,7 @@ def main(arguments: Sequence[str]) -> int:
 
     def body(node: Node) -> int:
         child = subprocess.Popen(command, env=os.environ | {"NODE_RANK": str(node.rank), "NNODES": str(nodes)})
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ending.asking():
             signal.signal(number, lambda number, _frame: child.send_signal(number))
         code = child.wait()
         return code if code >= 0 else 128 - code

@@ -1,4 +1,7 @@
-"""Ends a command that starts other processes in good order: an interrupt becomes an exception, and a process is asked before it is killed."""
+"""Ends a command that starts other processes in good order: the signals that ask for it become an exception, a process is asked before it is killed.
+
+SIGHUP comes when the terminal is closed; under nohup it is ignored, and stays so.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,23 @@ GRACE = 30.0  # seconds from SIGTERM to SIGKILL
 
 
 class Ended(Exception):
-    """SIGINT or SIGTERM; args: its number."""
+    """SIGINT, SIGTERM or SIGHUP; args: its number."""
+
+
+def asking() -> list[signal.Signals]:
+    """The signals that ask this process for an orderly end."""
+    hangup = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else []
+    return [signal.SIGINT, signal.SIGTERM, *hangup]
 
 
 @contextlib.contextmanager
 def signals() -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM raise Ended."""
+    """Inside, these signals raise Ended."""
 
     def end(number: int, _frame: object) -> None:
         raise Ended(number)
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, end) for number in asking()}
     try:
         yield
     finally:

@@ -14,6 +14,7 @@ import msgspec
 
 from ncclcheck import interpreter, safe_files
 from ncclcheck.model import Culprit, Evidence, Finding, Outcome, Report
+from ncclcheck.safe_text import word
 
 BUNDLE_BOUND = 75.0  # seconds in which a node's bundle must be written (its own bound is 60)
 SENT_BOUND = 90.0  # seconds in which every node's bundle must have come
@@ -96,7 +97,9 @@ def unseen(number: int, host: str | None, reason: str) -> Finding:
 def unjudged(paths: Sequence[Path], error: Exception) -> Finding:
     """The bundles came, and triage of them gave no verdict."""
     title = f"the bundles of {len(paths)} node{'s' * (len(paths) != 1)} could not be judged: {error or type(error).__name__}"
-    return Finding("insufficient-evidence", title, confidence=0.3, evidence=[Evidence("", 0, title)], remedy=f"ncclcheck triage {paths[0].parent}")
+    return Finding(
+        "insufficient-evidence", title, confidence=0.3, evidence=[Evidence("", 0, title)], remedy=f"ncclcheck triage {word(paths[0].parent)}"
+    )
 
 
 def completed(examined: Report, absent: Sequence[Finding]) -> Report:

@@ -6,14 +6,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from ncclcheck.model import Fact
+from ncclcheck.safe_text import word
 
 NAMED = 8  # hosts that are named where there are more
 QUOTED = 8  # lines of evidence that are kept of them all
 
 
 def names(hosts: Sequence[str]) -> str:
-    """`gpu-01, gpu-02 and 62 more`."""
-    shown = ", ".join(hosts[:NAMED])
+    """`gpu-01, gpu-02 and 62 more`, also for a remedy."""
+    shown = ", ".join(map(word, hosts[:NAMED]))
     return f"{shown} and {len(hosts) - NAMED} more" if len(hosts) > NAMED else shown
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 KEPT = 1 << 16  # calls of each rank
 BLOCK = 1 << 10  # calls that are compared at once
 _WORD = 8
+_FIRST, _LAST = ord("!"), ord("~")  # the characters that stand for small numbers
+_NUMBERS = bytes(max(0, character - _FIRST) for character in range(256))
 RANK_BYTES = KEPT * _WORD
 
 
@@ -38,6 +40,16 @@ def fill(words_: memoryview, first: int, last: int, signature_: int) -> None:
         count = min(last - first + 1, KEPT - start)
         words_[start : start + count] = memoryview(array.array("Q", [signature_]) * count)
         first += count
+
+
+def pack(numbers: Sequence[int]) -> str | list[int]:
+    """Small numbers as they travel, a character each: as lists, those of thousands of ranks would fill node 0's memory."""
+    return bytes(_FIRST + number for number in numbers).decode() if max(numbers, default=0) <= _LAST - _FIRST else list(numbers)
+
+
+def unpack(packed: str | Sequence[int]) -> bytes | tuple[int, ...]:
+    """The numbers that were packed. Raises ValueError for what is none."""
+    return packed.encode("ascii").translate(_NUMBERS) if isinstance(packed, str) else tuple(packed)
 
 
 class Reader:

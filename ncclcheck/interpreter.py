@@ -17,7 +17,10 @@ def leave_current_folder() -> None:
 
     A checkout that ncclcheck itself was started in is no such folder: it is found by all of them.
     """
-    here = os.getcwd()
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:  # it was removed under us: nothing lies there
+        here = ""
     if not sys.flags.safe_path and sys.path[:1] in ([""], [here]):  # as python -m and python -c put it there
         if here != _ROOT:
             del sys.path[0]

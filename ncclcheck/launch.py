@@ -192,7 +192,8 @@ class LocalLaunch:
         calls = self._histories[index].calls(slot.seq, MOST_CALLS, slot.since, slot.signature)
         at = {signature: number for number, signature in enumerate(dict.fromkeys(calls))}
         texts = [self._texts.get(signature, f"call {signature:x}") for signature in at]
-        fields = {"last": slot.seq, "signatures": list(at), "texts": texts, "calls": [at[signature] for signature in calls]}
+        packed = history.pack([at[signature] for signature in calls])
+        fields = {"last": slot.seq, "signatures": list(at), "texts": texts, "calls": packed}
         return Fact("calls", self._host, slot.rank, slot.pid, fields)
 
     def _process(self, slot: Slot) -> processes.Process | None:
@@ -259,7 +260,13 @@ class LocalLaunch:
         exits = self._exits()
         started = self._slots() or self._newborn or exits  # else the launcher says what kept it from starting any rank
         refused = [] if started else self._logs.launcher()
-        return [*self._logs.ranks(master.interface_to(self._job.master)), *refused, *exits, *self._logs.kernel(self._deaths)]
+        return [
+            *self._logs.ranks(master.interface_to(self._job.master)),
+            *refused,
+            *exits,
+            *self._logs.signalled(),
+            *self._logs.kernel(self._deaths),
+        ]
 
     async def _until_exits_are_told(self) -> None:
         """Where a rank was gone before its exit code could be read, the launcher says it; wait for that, bounded."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import NamedTuple
 from ncclcheck.hostlist import expand_hosts
 
 LOOPBACK = "127.0.0.1"
+MOST_CHARACTERS = 253  # of a host's name (RFC 1035)
 
 Environ = Mapping[str, str]
 
@@ -68,8 +70,29 @@ def address(text: str) -> tuple[str, int | None]:
     match = re.fullmatch(r"\[([^\[\]]+)\](?::(\d+))?|([^:\[\]]+)(?::(\d+))?|([0-9A-Fa-f.]*(?::[0-9A-Fa-f.]*){2,}(?:%\w+)?)", text)
     if not match:
         raise ValueError(f"--master {text!r} is not ADDR, ADDR:PORT or [IPV6]:PORT")
-    port = match[2] or match[4]
-    return match[1] or match[3] or match[5], int(port) if port else None
+    port, host = match[2] or match[4], match[1] or match[3] or match[5]
+    if why := _no_host(host):
+        raise ValueError(f"--master {text!r}: {why}")
+    return host, int(port) if port else None
+
+
+def _no_host(host: str) -> str:
+    """Why this is neither a name nor an address by which every node can reach node 0; "" if it may be one."""
+    try:
+        numeric = ipaddress.ip_address(host)
+    except ValueError:
+        numeric = None
+    if isinstance(numeric, ipaddress.IPv6Address) and numeric.is_link_local:
+        return "a link-local address means something on one link only, by the name that each node gives it; give an address of the shared network"
+    if numeric:
+        return ""
+    try:
+        name = host.encode("idna")
+    except UnicodeError:
+        return "not a host's name: each part between dots has 1 to 63 characters"
+    if len(name) > MOST_CHARACTERS:
+        return f"not a host's name: it has more than {MOST_CHARACTERS} characters"
+    return "" if host.isprintable() and " " not in host else "not a host's name: there is a blank or a control character in it"
 
 
 def _torchrun(environ: Environ) -> Found | None:

@@ -116,7 +116,7 @@ def main(arguments: Sequence[str]) -> int:
     from ncclcheck.fault import CannotInject
 
     interface, text, *peers = arguments
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the end of the input is the end
     try:
         with simulated(parse(text), interface, peers):

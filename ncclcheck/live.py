@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TextIO
 
-from ncclcheck.report.text import printable
+from ncclcheck.safe_text import printable
 
 _CLEAR = "\r\x1b[K"  # back to the start of the line, erase to its end
 

@@ -16,6 +16,7 @@ from ncclcheck.model import Evidence, Fact
 
 LOG_BYTES = 8 * 2**20  # of a rank's log that are read, from its end
 LOG_FACTS = 20  # of one kind that are kept of a log, from its beginning and from its end
+_SIGNALLED = re.compile(r"Received (?:Signals\.)?(?P<signal>\w{1,12}) death signal, shutting down workers")
 _EXIT = re.compile(r"failed \(exitcode: (?P<code>-?\d+)\) local_rank: (?P<local_rank>\d+) \(pid: (?P<pid>\d+)\)")
 
 
@@ -76,6 +77,16 @@ class Logs:
         errors = [fact.source for fact in traceback.read(lines, file)]
         said = errors[:1] or [Evidence(file, number, line) for number, line in enumerate(lines, 1) if line.strip()][-1:]
         return said[0] if said else None
+
+    def signalled(self) -> list[Fact]:
+        """Whether the launcher was asked to end by a signal, and so ended its ranks: then it was not they who failed."""
+        for number, line in enumerate(self._of_launcher(), 1):
+            if match := _SIGNALLED.search(line):
+                named = match["signal"]
+                code = int(named) if named.isdecimal() else getattr(signal, named, 0)
+                source = Evidence(self._file("launcher.log"), number, line.strip())
+                return [Fact("launcher-signalled", self._host, fields={"signal": int(code)}, source=source)]
+        return []
 
     def exits(self, first: int) -> list[Fact]:
         """Exit codes that the launcher printed; `first` is the rank of its local_rank 0."""

@@ -16,6 +16,7 @@ from ncclcheck import arrivals, paths, transport, wire
 from ncclcheck.arrivals import MOST_BYTES_OF_A_RANK, MOST_VALUES_OF_A_RANK, Sender
 from ncclcheck.bounded import Awake
 from ncclcheck.examination import Bundles
+from ncclcheck.latecomers import Latecomers
 from ncclcheck.message_limits import Invalid, Room, one_line
 from ncclcheck.model import Fact
 from ncclcheck.rollcall import Roll
@@ -23,8 +24,8 @@ from ncclcheck.watch import View
 
 ACK_BOUND = 5.0  # seconds in which every node must have acknowledged the verdict
 MOST_INVALID = 64  # senders of invalid messages that are remembered
-MOST_LATE = 64  # agents that come when the roll is complete and are told why it goes on without them
-TURN = 0.1  # seconds after which a condition is looked at again, whatever was heard
+TURN = 0.1  # seconds after which a condition is looked at again, whatever was heard; and for which messages are taken in without a break
+LOOKING = 0.1  # of the time at most: what thousands of nodes say in a row is looked at once
 
 
 class AgentLost(Exception):
@@ -34,13 +35,15 @@ class AgentLost(Exception):
 class Members:
     """Everybody who said hello; after `settle`, those who take part."""
 
-    def __init__(self, server: transport.Server, roll: Roll, refusal: Callable[[wire.Hello], bytes]) -> None:
-        """`refusal` makes the report for an agent that comes when the roll is complete."""
+    def __init__(self, server: transport.Server, roll: Roll, refusal: Callable[[Sequence[wire.Hello]], bytes]) -> None:
+        """`refusal` makes the report for agents that come when the roll is complete."""
         self._server = server
         self._roll = roll
-        self._refusal = refusal
+        self._late = Latecomers(refusal, server.send)
         self._numbers: dict[bytes, int] = {}  # who takes part now
-        self._settled: dict[bytes, int] = {}  # who did at the roll call
+        self._settled: dict[bytes, int] = {}  # who did at the roll call,
+        self._hellos: dict[int, wire.Hello] = {}  # and what they said of themselves
+        self._peers: dict[int, bytes] = {}  # number -> who had it then
         self._awake = Awake()
         self._heard: dict[bytes, float] = {}  # by our own waking time
         self._welcomes: dict[bytes, wire.Welcome] = {}
@@ -53,7 +56,6 @@ class Members:
         self._run_id = ""
         self._tasks: list[asyncio.Task[None]] = []
         self._said: dict[bytes, tuple[str, int, Room]] = {}  # who -> a launch, the bytes of what was reported of it, and the room for more
-        self._late = 0  # agents that came when the roll was complete
         self.invalid: dict[bytes, Fact] = {}  # who sent what no agent of this version sends, and is heard no more
         self.view: View | None = None  # the launch whose progress is taken in
         self.probes: Sequence[str] = ()  # that it runs
@@ -61,7 +63,8 @@ class Members:
 
     def open(self) -> None:
         """Begin to listen."""
-        self._tasks = [asyncio.create_task(work) for work in (self._awake.keep(), self._listen(), self._beat())]
+        always = (self._awake.keep(), self._listen(), self._beat(), self._late.answer())
+        self._tasks = [asyncio.create_task(work) for work in always]
 
     def close(self) -> None:
         """Listen no more."""
@@ -77,9 +80,11 @@ class Members:
         """The roll is complete: everybody gets a number and the run's id, and counts from now on."""
         self._run_id, self._numbers = run_id, self._roll.numbers()
         self._settled = dict(self._numbers)
+        self._hellos = {number: self._roll.hellos[peer] for peer, number in self._numbers.items()}
+        self._peers = {number: peer for peer, number in self._numbers.items()}
         nodes = [self.place(number) for number in self._numbers.values()]
-        node0 = next((node for node in nodes if node.node_rank == 0), None)
-        self._welcomes = {peer: wire.Welcome(run_id, number, paths.neighbours(nodes, number), node0) for peer, number in self._numbers.items()}
+        node0, near = next((node for node in nodes if node.node_rank == 0), None), paths.neighbourhoods(nodes)
+        self._welcomes = {peer: wire.Welcome(run_id, number, near.get(number, []), node0) for peer, number in self._numbers.items()}
         for peer, welcome in self._welcomes.items():
             self._server.send(peer, welcome)
 
@@ -88,10 +93,9 @@ class Members:
         hello = self.hellos()[number]
         return wire.Peer(number, hello.host, *hello.echo, hello.secret)
 
-    def hellos(self) -> dict[int, wire.Hello]:
+    def hellos(self) -> Mapping[int, wire.Hello]:
         """Number -> what that agent said of itself; before `settle` the numbers are provisional."""
-        numbers = self._settled if self.settled else {peer: index for index, peer in enumerate(self._roll.hellos)}
-        return {number: self._roll.hellos[peer] for peer, number in numbers.items()}
+        return self._hellos if self.settled else dict(enumerate(self._roll.hellos.values()))
 
     def drop_silent(self, seconds: float) -> None:
         """Strike from the roll who has said nothing for so long."""
@@ -100,7 +104,7 @@ class Members:
 
     def drop(self, number: int) -> None:
         """A lost agent takes part no more."""
-        self._numbers = {peer: known for peer, known in self._numbers.items() if known != number}
+        self._numbers.pop(self._peers[number], None)
 
     def drop_lost(self, number: int, reason: str) -> list[Fact]:
         """Drop one that is lost, and whoever else is by now; a fact of kind "agent-lost" for each.
@@ -109,14 +113,13 @@ class Members:
         """
         silent = [other for peer, other in self._numbers.items() if other and self._awake.seconds - self._heard[peer] > wire.SILENCE]
         lost = {**dict.fromkeys(silent if number else [], f"silent for {wire.SILENCE:g} s"), number: reason}
-        peers = {other: peer for peer, other in self._numbers.items()}
         for other in lost:
             self.drop(other)
         return [
             Fact(
                 "agent-lost",
-                self._roll.hellos[peers[other]].host,
-                fields={"node_rank": other, "reason": why, "closed": self._has_closed(peers[other])},
+                self._hellos[other].host,
+                fields={"node_rank": other, "reason": why, "closed": self._has_closed(self._peers[other])},
             )
             for other, why in lost.items()
         ]
@@ -132,15 +135,14 @@ class Members:
 
     def order(self, number: int, message: wire.Message) -> None:
         """Send to one node."""
-        for peer, known in self._numbers.items():
-            if known == number:
-                self._server.send(peer, message)
+        if self._peers[number] in self._numbers:
+            self._server.send(self._peers[number], message)
 
     async def until(self, predicate: Callable[[], object], seconds: float) -> bool:
         """Wait until something holds; False after `seconds`. Raises AgentLost when a node that takes part is gone."""
-        end = time.monotonic() + seconds
+        now = time.monotonic()
+        end = now + seconds
         while not predicate():
-            now = time.monotonic()
             for task in self._tasks:
                 if task.done():
                     task.result()  # it ends by an error only: who does not hear must not judge
@@ -151,10 +153,13 @@ class Members:
                     raise self._silent(number)
             if now >= end:
                 return False
-            self._news.clear()
+            looked = time.monotonic() - now
+            await asyncio.sleep(min(TURN, looked * (1 / LOOKING - 1)))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(TURN, end - now)):  # (wait_for of Python 3.11 may swallow an interrupt)
                     await self._news.wait()
+            self._news.clear()
+            now = time.monotonic()
         return True
 
     def _silent(self, number: int) -> AgentLost:
@@ -192,9 +197,11 @@ class Members:
                 number = todo.popleft()
                 until[number] = time.monotonic() + seconds
                 self.order(number, orders[number])
-            await self.until(partial(self._any_surveyed, until), min(until.values()) - time.monotonic())
-            now = time.monotonic()
-            until = {number: end for number, end in until.items() if number not in self._surveyed and now < end}
+            await self.until(partial(self._any_surveyed, until), next(iter(until.values())) - time.monotonic())
+            for number in until.keys() & self._surveyed.keys():
+                del until[number]
+            while until and next(iter(until.values())) <= time.monotonic():  # the first asked is the first to be late
+                del until[next(iter(until))]
         return dict(self._surveyed)
 
     def _any_surveyed(self, asked: Mapping[int, float]) -> bool:
@@ -241,7 +248,11 @@ class Members:
             await self.until(lambda: self._acks.issuperset(peers), ACK_BOUND)
 
     async def _listen(self) -> None:
+        until = time.monotonic() + TURN
         while True:
+            if time.monotonic() > until:  # where messages wait, to receive one lets nobody else have its turn
+                await asyncio.sleep(0)
+                until = time.monotonic() + TURN
             peer, data = await self._server.receive()
             if peer in self.invalid:
                 continue
@@ -275,11 +286,10 @@ class Members:
             case wire.Hello() if peer in self._numbers:  # our welcome was lost
                 self._heard[peer] = self._awake.seconds
                 self._server.send(peer, self._welcomes[peer])
-            case wire.Hello():  # each is told once: a report takes a while to make
-                self._late += 1
-                if self._late <= MOST_LATE:
-                    self._server.send(peer, wire.Result(self._refusal(message)))
-                self._server.end(peer)
+            case wire.Hello():
+                self._late.add(peer, message, message.node_rank if message.node_rank in self._peers else None)
+            case wire.Beat() if peer in self._roll.hellos and not self.settled:
+                self._heard[peer] = self._awake.seconds
             case wire.Ack() if peer in self._settled or peer in self._roll.hellos:
                 self._acks.add(peer)
             case wire.Goodbye(reason=reason) if peer in self._roll.hellos:

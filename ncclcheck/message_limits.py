@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
+from ncclcheck.safe_text import printable
+
 LONGEST_TEXT = 2**17  # characters of one text
 MOST_VALUES = 2**17  # that a message's open values hold, or that are kept of what one rank says: each takes up to 100 bytes of memory
 DEEPEST = 12  # lists and mappings inside each other
@@ -19,7 +21,6 @@ MOST_RANKS = 2**20
 _CONTROL = r"\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff"
 """Characters that change what a terminal shows: control characters, marks that turn the direction of writing, and invisible ones."""
 
-_UNSAFE = re.compile(f"[{_CONTROL}]")
 _UNSAFE_BUT_LINES = re.compile(rf"(?![\n\t])[{_CONTROL}]")
 
 Name = Annotated[str, Meta(pattern=r"\A[a-z0-9_-]{1,64}\Z")]  # of a run, a launch, a probe, a fault, a section
@@ -88,7 +89,7 @@ def words(text: str) -> str:
 
 def one_line(text: str, longest: int = 500) -> str:
     """A text as it may stand in one line: unsafe characters replaced, cut to so many characters."""
-    return _UNSAFE.sub("\N{REPLACEMENT CHARACTER}", text)[:longest]
+    return printable(text[:longest])
 
 
 def finite(number: float) -> float:

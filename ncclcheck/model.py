@@ -215,8 +215,8 @@ class Run:
         return self.once(_by_kind).get(kind, [])
 
     def last_steps(self) -> dict[int, Step]:
-        """The newest step of each rank that announced any."""
-        return {step.rank: step for step in self.steps}
+        """The newest step of each rank that announced any. It is everybody's, too."""
+        return self.once(_last_steps)
 
     def name(self, rank: int) -> str:
         """`rank 3 (gpu-07, GPU 1)`, or as much of it as is known."""
@@ -230,6 +230,10 @@ class Run:
         """The culprit made of these ranks, their hosts and their GPUs."""
         devices = [f"{self.ranks[r].host}:{self.ranks[r].device}" for r in ranks if r in self.ranks and self.ranks[r].device.index is not None]
         return Culprit(ranks=list(ranks), hosts=self.hosts(ranks) or None, devices=devices or None)
+
+
+def _last_steps(run: Run) -> dict[int, Step]:
+    return {step.rank: step for step in run.steps}
 
 
 def _by_kind(run: Run) -> dict[str, list[Fact]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ncclcheck import alike, socket_ifname
 from ncclcheck.model import Fact
+from ncclcheck.safe_text import word, words
 
 _CALLED = {"nccl": "NCCL", "torch": "torch", "vllm": "vLLM"}
 _WIRING = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -46,9 +47,13 @@ class Claim:
     vllm: str | None = None  # where a probe needs it
 
 
-def check(order: Order, claims: Sequence[Claim]) -> list[Fact]:
-    """Facts of kind "fail", each with cause, title, ranks and hosts; none where everybody believes what was ordered."""
-    return [*_places(order, claims), *_interfaces(order, claims), *_devices(order, claims), *_versions(order, claims), *_settings(order, claims)]
+def check(order: Order, claims: Sequence[Claim], new: Sequence[Claim] | None = None) -> list[Fact]:
+    """Facts of kind "fail", each with cause, title, ranks and hosts; none where everybody believes what was ordered.
+
+    `new`: those of them that were not looked at before (all if not said); what is to be said of a single one is said of these.
+    """
+    new = claims if new is None else new
+    return [*_places(order, new), *_interfaces(order, new), *_devices(order, claims), *_versions(order, claims), *_settings(order, claims)]
 
 
 def _complete(order: Order, claims: Sequence[Claim]) -> bool:
@@ -91,7 +96,7 @@ def _interfaces(order: Order, claims: Sequence[Claim]) -> Iterator[Fact]:
             if mistake := socket_ifname.mistake(variable, said, claim.interfaces, several=several):
                 wrong.append(f"{variable}={said}, {mistake}")
         if wrong:
-            remedy = f"on {claim.host}: ip -br addr   # then export the name of the interface that has the address in the shared network"
+            remedy = f"on {word(claim.host)}: ip -br addr   # then export the name of the interface that has the address in the shared network"
             yield _fail("wrong-interface", [rank], [claim.host], f"{who} has {' and '.join(wrong)}", remedy=remedy)
 
 
@@ -140,7 +145,7 @@ def _settings(order: Order, claims: Sequence[Claim]) -> Iterator[Fact]:
             odd = alike.odd(values)
             said = _said(order, {value or "nothing": same for value, same in values.items()})
             title = f"{name} differs between the ranks, which can hang or slow every collective: {said}"
-            remedy = f"on {', '.join(_hosts(odd))}: unset {name}   # or give every node the same value"
+            remedy = f"on {words(_hosts(odd))}: unset {word(name)}   # or give every node the same value"
             yield _fail("nccl-env-misconfig", sorted(_place(order, claim) for claim in odd), _hosts(odd), title, remedy=remedy)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -55,6 +56,7 @@ def main(hello: Hello) -> Door | None:
     return next((door for door in hello.doors if door.address == hello.echo[0]), None)
 
 
+@functools.lru_cache(maxsize=2**16)  # asked for every pair of nodes that is tried
 def of(door: Door) -> str:
     """The network of a door's address; empty where it has it for itself."""
     address = ipaddress.ip_address(door.address)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import time
 import traceback
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from ncclcheck import __version__, outcome, received, run_token, safe_files, secrets, token_sharing, transport, triage, wire
+from ncclcheck import __version__, ending, outcome, received, run_token, safe_files, secrets, token_sharing, transport, triage, wire
 from ncclcheck.agent import Agent, NodeLost, Paused
 from ncclcheck.cluster import Cluster
 from ncclcheck.collect import host, master
@@ -34,7 +33,7 @@ REFUSALS = 3  # times that node 0 closes a connection at its beginning before th
 
 
 class Interrupted(Exception):
-    """SIGINT or SIGTERM; args: its number."""
+    """SIGINT, SIGTERM or SIGHUP; args: its number."""
 
 
 def run(cluster: Cluster, options: Options, token: Token | None, folder: Path, say: Callable[[str], None], show: Callable[[str], None]) -> Report:
@@ -57,7 +56,7 @@ async def _run(
             work.cancel()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ending.asking():
         loop.add_signal_handler(number, interrupt, number)
     try:
         report = await _Node(cluster, options, token, folder, say, show).run()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,9 @@ from ncclcheck.rollcall import node_entries
 from ncclcheck.watch import Clock, View
 
 _ROOM = wire.MAX_MESSAGE - 1024  # bytes
+_TOGETHER = 32 * 2**20  # bytes of all copies of a report: node 0 may have to keep them until they are read
+_FEW = 8  # findings, of each of them so many ranks, hosts and lines, where all would be too much,
+_TEXT = 1000  # and so many characters of each text
 
 
 def groups(names: Sequence[str]) -> list[list[registry.Plugin]]:
@@ -122,20 +125,36 @@ def of_examination(examined: Report, hellos: Mapping[int, wire.Hello], run_id: s
     return replace(examined, findings=found, nodes=node_entries(hellos), run=run, seconds=round(seconds, 3))
 
 
-def pack(report: Report) -> bytes:
-    """The report as it travels: compressed JSON, without the single iterations where it would be too large even so."""
-    text = msgspec.json.encode(report)
-    data = zlib.compress(text)
-    if not _fits(text, data):
-        for probe in report.probes:
-            probe.samples = [{**sample, "seconds": []} for sample in probe.samples]
-        text = msgspec.json.encode(report)
+def pack(report: Report, readers: int = 1) -> bytes:
+    """The report as it travels: compressed JSON, without what would be too much for so many readers."""
+    room = min(_ROOM, _TOGETHER // max(1, readers))
+    for fitting in _ever_shorter(report):
+        text = msgspec.json.encode(fitting)
         data = zlib.compress(text)
-    if not _fits(text, data):
-        slim = [replace(probe, samples=[s for s in probe.samples if s["rank"] == 0], facts=[]) for probe in report.probes]
-        data = zlib.compress(msgspec.json.encode(replace(report, probes=slim)))
+        if len(data) <= room and len(text) <= received.LARGEST and documents.count_values(text) <= documents.MOST_VALUES:
+            break
     return data
 
 
-def _fits(text: bytes, data: bytes) -> bool:
-    return len(data) <= _ROOM and len(text) <= received.LARGEST and documents.count_values(text) <= documents.MOST_VALUES
+def _ever_shorter(report: Report) -> Iterator[Report]:
+    """The report; without single iterations; with one rank's samples; with only those ranks and nodes that findings name; what is left in short."""
+    yield report
+    without = [replace(probe, samples=[{**sample, "seconds": []} for sample in probe.samples]) for probe in report.probes]
+    yield (report := replace(report, probes=without))
+    slim = [replace(probe, samples=[s for s in probe.samples if s["rank"] == 0], facts=[]) for probe in report.probes]
+    yield (report := replace(report, probes=slim))
+    ranks = {rank for finding in report.findings for rank in finding.culprit.ranks or ()}
+    hosts = {host for finding in report.findings for host in finding.culprit.hosts or ()}
+    nodes = [node for node in report.nodes if node["host"] in hosts]
+    yield (report := replace(report, ranks=[rank for rank in report.ranks if rank.rank in ranks], nodes=nodes, run=_few_folders(report.run)))
+    yield replace(report, summary=report.summary[:_TEXT], findings=[_short(finding) for finding in report.findings[:_FEW]], ranks=[], nodes=[])
+
+
+def _few_folders(run: Mapping[str, Any]) -> dict[str, Any]:
+    return {**run, "folders": dict(list(run["folders"].items())[:_FEW])} if "folders" in run else dict(run)
+
+
+def _short(finding: Finding) -> Finding:
+    who = replace(finding.culprit, ranks=(finding.culprit.ranks or [])[:_FEW] or None, hosts=(finding.culprit.hosts or [])[:_FEW] or None)
+    evidence = [replace(line, text=line.text[:_TEXT]) for line in finding.evidence[:_FEW]]
+    return replace(finding, title=finding.title[:_TEXT], culprit=who, evidence=evidence)

@@ -30,15 +30,14 @@ AHEAD = (1, 2, 4)  # the neighbours that a node tries, as distances along the ri
 _TCP_INFO = struct.Struct("=8x24I4Q6I4Q2I2QI")  # linux/tcp.h: struct tcp_info up to tcpi_dsack_dups
 
 
-def neighbours(nodes: Sequence[Peer], number: int) -> list[Peer]:
-    """Whom a node tries: a few others along the ring of hosts, so that each is tried by several and nobody by all.
+def neighbourhoods(nodes: Sequence[Peer]) -> dict[int, list[Peer]]:
+    """Node -> whom it tries: a few others along the ring of hosts, so that each is tried by several and nobody by all.
 
-    Of the agents that share an address the first stands for the host; the others try nobody.
+    Of the agents that share an address the first stands for the host; the others, which try nobody, are left out.
     """
     hosts = list({node.address: node for node in reversed(sorted(nodes, key=lambda node: node.node_rank)) if node.port}.values())[::-1]
-    places = [place for place, node in enumerate(hosts) if node.node_rank == number]
-    ahead = {(place + step) % len(hosts) for place in places for step in AHEAD} - set(places)
-    return [hosts[place] for place in sorted(ahead)]
+    ahead = {place: {(place + step) % len(hosts) for step in AHEAD} - {place} for place in range(len(hosts))}
+    return {node.node_rank: [hosts[other] for other in sorted(ahead[place])] for place, node in enumerate(hosts)}
 
 
 async def try_all(host: str, peers: Sequence[Peer], before: Mapping[str, Fact]) -> list[Fact]:

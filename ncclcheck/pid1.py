@@ -102,8 +102,9 @@ def _live(link: socket.socket, setup: Setup, body: Body) -> NoReturn:
     link.close()
     code = CRASHED
     try:
-        if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, _leave)  # the default action does not apply to pid 1
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) == signal.SIG_DFL:
+                signal.signal(number, _leave)  # the default action does not apply to pid 1
         code = body()
     except SystemExit as leave:
         code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)

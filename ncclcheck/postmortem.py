@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ncclcheck import __version__, assemble, printing, report, safe_files
+from ncclcheck import __version__, assemble, ending, printing, report, safe_files
 from ncclcheck import triage as rules
 from ncclcheck.evidence import heap
 from ncclcheck.evidence._archives import printable_name
@@ -66,12 +66,12 @@ def collect(pid: int | None, output: str) -> int:
 
 @contextlib.contextmanager
 def _ending() -> Iterator[None]:
-    """While this lasts SIGTERM ends the program in order, with 143; whatever ends it, no command that was started is left."""
+    """While this lasts SIGTERM and SIGHUP end the program in order, with 143 and 129; whatever ends it, no command that was started is left."""
 
     def end(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, end)
+    before = {number: signal.signal(number, end) for number in ending.asking() if number != signal.SIGINT}  # which Python raises by itself
     try:
         yield
     except (SystemExit, KeyboardInterrupt):
@@ -79,7 +79,8 @@ def _ending() -> Iterator[None]:
             patient.leave()
         raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _live(paths: Sequence[str], given: Mapping[str, Any]) -> int:

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from ncclcheck import report, safe_files
 from ncclcheck.model import Report
+from ncclcheck.safe_text import printable
 
 _WITHOUT_EVIDENCE = ("prometheus",)  # numbers, for a collector that runs as another user
 _FOR_OTHERS = 0o666  # as far as the user's umask allows
@@ -50,7 +51,7 @@ def show(result: Report, given: Mapping[str, Any], out: TextIO, brief: bool = Fa
     if given["form"] == "text" and not given["output"]:
         from ncclcheck.report import text
 
-        rendered = f"{result.summary}\n" if brief else text.render(result, color=out.isatty() and "NO_COLOR" not in os.environ)
+        rendered = f"{printable(result.summary)}\n" if brief else text.render(result, color=out.isatty() and "NO_COLOR" not in os.environ)
     else:
         rendered = report.render(result, given["form"])
     if given["output"]:

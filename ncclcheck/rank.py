@@ -194,4 +194,5 @@ def run_alone(module: str) -> None:
 
 
 if __name__ == "__main__":
+    interpreter.leave_current_folder()
     sys.exit(main(sys.argv[1:]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
@@ -32,8 +33,8 @@ class Roll:
     def conflicts(self) -> list[Fact]:
         """What makes this roll impossible, whoever else may come: facts of kind "hello" from each agent that takes part in it."""
         hellos = sorted(self.hellos.values(), key=_place)
-        claims = [hello.node_rank for hello in hellos if hello.node_rank is not None]
-        twice = {rank for rank in claims if claims.count(rank) > 1}
+        claims = Counter(hello.node_rank for hello in hellos if hello.node_rank is not None)
+        twice = {rank for rank, count in claims.items() if count > 1}
         for field in ("protocol", "nnodes", "nproc_per_node"):
             if len({getattr(hello, field) for hello in hellos}) > 1:
                 return [_fact(hello, field) for hello in hellos]
@@ -43,17 +44,19 @@ class Roll:
             return [_fact(hello, "count") for hello in hellos]
         return []
 
-    def too_late(self, hello: wire.Hello) -> list[Fact]:
-        """What an agent contradicts that comes when the roll is complete: a number that is taken, or the count."""
-        same = [known for known in self.hellos.values() if hello.node_rank is not None and known.node_rank == hello.node_rank]
+    def too_late(self, late: Sequence[wire.Hello]) -> list[Fact]:
+        """What agents contradict that come when the roll is complete: the number that they all claim and that is taken, or the count."""
+        claims = {hello.node_rank for hello in late}
+        same = [known for known in self.hellos.values() if known.node_rank is not None and claims == {known.node_rank}]
         if same:
-            return [_fact(one, "node_rank") for one in (*same, hello)]
-        return [_fact(one, "count") for one in (*self.hellos.values(), hello)]
+            return [_fact(one, "node_rank") for one in (*same, *late)]
+        return [_fact(one, "count") for one in (*self.hellos.values(), *late)]
 
     def numbers(self) -> dict[bytes, int]:
         """Each agent's number: the one it claims; the others in the order of the expected hosts, then of their names."""
         claimed = {peer: hello.node_rank for peer, hello in self.hellos.items() if hello.node_rank is not None}
-        free = iter(number for number in range(self._cluster.nnodes) if number not in claimed.values())
+        taken = set(claimed.values())
+        free = iter(number for number in range(self._cluster.nnodes) if number not in taken)
         expected = {host: index for index, host in enumerate(self._cluster.hosts)}
         rest = sorted(
             (peer for peer in self.hellos if peer not in claimed),
@@ -70,13 +73,15 @@ class Roll:
         numbers = set(self.numbers().values())
         hosts = self._cluster.hosts
         present = {hello.host for hello in self.hellos.values()}
-        absent = [host for host in hosts if host not in present]
+        absent = Counter(host for host in hosts if host not in present)
         facts: list[Fact] = []
         for number in range(self._cluster.nnodes):
             if number not in numbers:
-                named = hosts[number] if hosts and hosts[number] in absent else (absent.pop(0) if absent else None)
-                if named in absent:
-                    absent.remove(named)
+                named = hosts[number] if hosts and hosts[number] in absent else next(iter(absent), None)
+                if named:
+                    absent[named] -= 1
+                    if not absent[named]:
+                        del absent[named]
                 facts.append(Fact("missing-node", named, fields={"node_rank": number, "nproc_per_node": self._cluster.nproc_per_node}))
         return facts
 

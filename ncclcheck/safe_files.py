@@ -50,7 +50,7 @@ def exposed(path: Path) -> str:
     """Who else may rename or remove what is made in this folder, as a sentence; empty where nobody may."""
     with _reached(path) as (place, _):
         status = os.fstat(place)
-    if status.st_uid not in (0, os.geteuid(), int(os.environ.get("SUDO_UID", "0"))):
+    if status.st_uid not in (0, os.geteuid()) and str(status.st_uid) != os.environ.get("SUDO_UID"):  # who asked for it by sudo
         return f"{path} belongs to {_owner(status)}, who may rename and remove what is made there"
     return f"everybody may write into {path}; what is made there is for you only to read" if status.st_mode & stat.S_IWOTH else ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 # A name is looked for from its telling word on: what stands before the word costs nothing and stays.
@@ -51,6 +52,7 @@ _IS_RANDOM = re.compile(RANDOM)
 _UNWORTHY = re.compile(r"[-/$<\[(].*|[\d.,]{1,4}|.{1,2}|(?i:none|null|true|false)")
 _WORDS = re.compile(r"[A-Za-z_.-]+(?:\(.*)?")
 _CODE = re.compile(r"[a-z]+(?:[._][a-z]+)+")
+_LONGEST_NAME = 200  # characters that are looked at, from its end
 _LEAST = 4  # characters of a secret
 
 
@@ -84,8 +86,13 @@ def is_password(name: re.Match[str]) -> bool:
 
 def tells(name: str, value: str) -> bool:
     """Whether a variable, a field or a key of this name holds a secret, if this is its value."""
-    match = next((match for match in _TELLS.finditer(name) if not special(name, match.start())), None)
+    match = _telling(name[-_LONGEST_NAME:])
     return match is not None and is_secret(value, match)
+
+
+@functools.lru_cache(maxsize=4096)
+def _telling(name: str) -> re.Match[str] | None:
+    return next((match for match in _TELLS.finditer(name) if not special(name, match.start())), None)
 
 
 def tells_of_all(name: str) -> bool:

@@ -28,7 +28,8 @@ T = TypeVar("T")
 
 _A_NAME, _A_SHAPE, _KNOWN = "a name", "a shape", "a known value"
 _LEAST = 8  # characters of a value that is masked wherever it stands
-_HEAD = 4096  # bytes of a file in which a zero says that it is no text
+_HEAD = 4096  # bytes of a file that say whether it is a text
+_ODD = bytes({*range(1, 32)} - set(b"\t\n\r\x1b"))
 _MOST = 10_000  # values that are remembered
 _ORDINARY = re.compile(r"[A-Z]?[a-z]*(?:[-_./: ][A-Z]?[a-z]*)*|[A-Z]+(?:[-_ ][A-Z]+)*|[\d.,:]{1,19}")  # words, numbers
 _PATH = re.compile(r"(?:~|\.{1,2})?(?:/[\w.@+%:-]{1,64})+/?")
@@ -66,7 +67,7 @@ def mask_bytes(data: bytes) -> bytes:
     """A file's content with every secret covered by as many asterisks, each other byte in its place; in a binary dump, values that are known."""
     _own()
     text = data.decode("latin-1")  # a character for each byte
-    found = _known_spans(text) if data[:1] == b"\x80" or b"\0" in data[:_HEAD] else _spans(text)
+    found = _known_spans(text) if _is_binary(data[:_HEAD]) else _spans(text)
     return _replaced(text, found, "*").encode("latin-1")
 
 
@@ -84,7 +85,8 @@ def learn(environ: Mapping[str, str], words: Sequence[str] = ()) -> None:
 
 def _remember(values: Iterable[str]) -> None:
     for value in values:
-        for part in {value.strip(), *re.split(r"\s*(?:\n|\\n)\s*", value)}:  # a key has lines
+        pieces = [piece for piece in re.split(r"[\s;,&=:\"'{}]+", value) if secret_names.is_random(piece)]  # sid=...; user:...
+        for part in {value.strip(), *re.split(r"\s*(?:\n|\\n)\s*", value), *pieces}:  # a key has lines
             if len(part) >= _LEAST and not _is_ordinary(part) and len(_known) < _MOST:
                 _known.add(part)
 
@@ -103,7 +105,7 @@ def _own() -> None:
 
 def _forms(value: str) -> Iterator[str]:
     """A value as it may be written: as it is, in JSON, in an address, and in base64, also with something before it."""
-    yield from (value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], quote(value, safe=""), quote(value))
+    yield from (value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], quote(value, safe="", errors="surrogateescape"))
     data = value.encode("utf-8", "surrogateescape")
     yield data.decode("latin-1")  # in a file that is read byte by byte
     for before in range(3):
@@ -130,7 +132,9 @@ def _place(hint: str) -> re.Pattern[str]:
 
 def _lowered(text: str) -> str:
     """In small letters, each character in its place."""
-    return text.replace("İ", "i").lower()  # the only letter that becomes two
+    if not text.isascii():  # what is no text, as in names of files, and the only letter that becomes two
+        text = text.encode("utf-8", "replace").decode().replace("İ", "i")
+    return text.lower()
 
 
 def _spans(text: str) -> list[Span]:
@@ -158,6 +162,12 @@ def _spans(text: str) -> list[Span]:
                 looked.add(kind)
                 found += [(match.end("head"), match.end()) for match in _place(kind).finditer(text, line, stop)]
     return found
+
+
+def _is_binary(head: bytes) -> bool:
+    """Whether these bytes are no text; a log may well have some zeros: command lines, or what a full disk left out."""
+    odd = len(head) - len(head.translate(None, _ODD))
+    return head.startswith(b"\x80") or odd > len(head) // 50 or head.count(0) > len(head) // 4
 
 
 def _known_spans(text: str) -> list[Span]:

@@ -20,7 +20,7 @@ HANDSHAKE = KEY + TAG  # bytes of each of the two messages of a handshake
 LARGEST = 65535 - TAG  # bytes that are sealed together, at most
 
 
-class Refused(Exception):
+class Refused(ValueError):
     """What came was not sealed with the key that it should be: by a stranger, or changed on the way."""
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from ncclcheck import registry
 from ncclcheck.causes import CAUSES
 from ncclcheck.evidence._reads import Statement
 from ncclcheck.model import Culprit, Fact, Finding, Run
+from ncclcheck.safe_text import word
 
 MOST_QUOTES = 12  # lines quoted of one statement
 
@@ -31,15 +32,16 @@ def _of_statement(run: Run, cause: str, statement: Statement, facts: Sequence[Fa
         titles.setdefault(_filled(statement, statement.title, fact, "{who}"), []).append(fact)
     for title, same in titles.items():
         culprit = _blamed(run, statement, same)
-        remedy = _filled(statement, statement.remedy or CAUSES[cause].remedy, same[0], "the rank")
+        remedy = _filled(statement, statement.remedy or CAUSES[cause].remedy, same[0], "the rank", word)
         evidence = [fact.source for fact in same if fact.source][:MOST_QUOTES]
         time = min((fact.time for fact in same if fact.time is not None), default=None)
         yield Finding(cause, title.replace("{who}", _who(run, culprit)), culprit, statement.confidence, evidence, remedy, time=time)
 
 
-def _filled(statement: Statement, template: str, fact: Fact, who: str) -> str:
-    """The template with the fact's fields, and what is worked out from them, in its braces; what the line did not say is `...`."""
-    words = {**fact.fields, **(statement.figures(fact.fields) if statement.figures else {}), "who": who}
+def _filled(statement: Statement, template: str, fact: Fact, who: str, told: Callable[[object], str] = str) -> str:
+    """The template with the fact's fields, as `told` has them, and what is worked out from them in its braces; what the line did not say is `...`."""
+    figures = statement.figures(fact.fields) if statement.figures else {}
+    words = {**{name: told(value) for name, value in fact.fields.items()}, **figures, "who": who}
     return re.sub(r"\{(\w+)\}", lambda match: str(words.get(match[1], "...")), template)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from ncclcheck.survey import Job, Node, NodeProbe, Section, Survey, note
 
 ANSWER_BOUND = asking.BOUND + 5.0  # seconds in which a node must have answered
 JUDGE_BOUND = 20.0  # seconds for what is judged of all nodes by one probe
+MOST_PEERS = 64  # other nodes of which a node is told: it says by which interface each is reached
 EMULATED_AT_ONCE = 2 * (os.cpu_count() or 1)  # nodes that share this machine and are asked at the same time
 
 
@@ -36,6 +38,8 @@ class Surveyor:
         self._options = options
         self._show = show
         self._nodes = _one_for_each(members.hellos())
+        self._places = {number: place for place, number in enumerate(self._nodes)}
+        self._addresses = [hello.echo[0] for hello in self._nodes.values()]
         tasks = [hello.task for hello in self._nodes.values() if hello.task]
         each = tasks[0]["local_world_size"] if tasks else cluster.nproc_per_node
         asked = options.probe_options
@@ -73,21 +77,31 @@ class Surveyor:
         orders = {number: wire.Survey(sections, self._peers(number), records) for number in self._nodes}
         at_once = EMULATED_AT_ONCE if self._options.emulated else len(orders)
         answers = await self._members.survey(orders, ANSWER_BOUND, at_once)
-        return [
-            Node(_node_rank(number, hello), hello.host, hello.echo[0], _sections(sections, answers.get(number)))
-            for number, hello in self._nodes.items()
-        ]
+
+        def read() -> list[Node]:
+            return [
+                Node(_node_rank(number, hello), hello.host, hello.echo[0], _sections(sections, answers.get(number)))
+                for number, hello in self._nodes.items()
+            ]
+
+        return await bounded(read, JUDGE_BOUND)
 
     def _peers(self, number: int) -> list[str]:
-        return [hello.echo[0] for other, hello in self._nodes.items() if other != number and hello.echo[0]]
+        place = self._places[number] + 1
+        others = itertools.islice(itertools.chain(self._addresses[place:], self._addresses[: place - 1]), MOST_PEERS)
+        return [address for address in others if address]
 
 
 async def judge(name: str, probe: NodeProbe, seen: Survey, *, forced: bool = False) -> tuple[ProbeResult, list[Finding]]:
     """How a probe ended, and what it found. `forced`: that GPUs are in use is accepted."""
     try:
-        facts = await bounded(lambda: list(probe.judge(seen)), JUDGE_BOUND)
+        return await bounded(_judged, JUDGE_BOUND, name, probe, seen, forced)
     except Exception as error:  # what nodes say of themselves takes every form; the other probes are still judged
         return _crashed(name, error)
+
+
+def _judged(name: str, probe: NodeProbe, seen: Survey, forced: bool) -> tuple[ProbeResult, list[Finding]]:
+    facts = list(probe.judge(seen))
     if forced:
         facts = [_accepted(fact) for fact in facts]
     found = triage.reported(Run(facts=facts))

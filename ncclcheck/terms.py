@@ -43,7 +43,8 @@ TERMS: Mapping[str, str] = {
     "rendezvous": "How the ranks of a job find each other: each comes to one address and waits until all are there. It fails when an address is "
     "wrong, a port is blocked or a rank is missing.",
     "store": "A small key-value server (torch's TCPStore, on the master address) where ranks leave addresses and counts for each other. A rank "
-    "that cannot reach it cannot join.",
+    "that cannot reach it cannot join. It listens on every address of its node and asks nobody for a token: whoever reaches the port while a job "
+    "runs can read and change what is in it, so that port belongs on a network that is trusted.",
     "process group": "The ranks that communicate together. torch makes one of all ranks (the world) and lets a job make smaller ones.",
     "communicator": "NCCL's own object behind a process group: the GPUs, and the connections between them. Making one is slow, and needs every rank.",
     "torchrun": "PyTorch's launcher: on each node it starts the ranks and tells them who they are through RANK, LOCAL_RANK, WORLD_SIZE and "

@@ -200,6 +200,9 @@ class Local:
         """Say something to node 0."""
         self._hear(wire.encode(message))
 
+    async def connected(self) -> None:
+        """Wait for nothing: node 0 is here."""
+
     async def close(self) -> None:
         """Say no more."""
         self._hear = lambda data: None

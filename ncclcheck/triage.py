@@ -46,6 +46,7 @@ _SEVERITIES = {"fail": STOP, "degraded": DEGRADATION}
 GUESS = 0.45  # the most that is given to what an earlier attempt of the job failed of
 SURE = 0.7  # confidence from which a cause explains symptoms that are stated outright
 BEYOND_DOUBT = 0.9  # confidence that a log alone must carry for a probe to fail by it
+MOST_OF_CAUSE = 100  # findings of one cause that are kept, the surest
 PARTLY = 0.75  # the most that is given to a cause where evidence was left unread
 LIKELY = 0.5  # confidence below which a cause is a guess: it is said, and so is what would decide it
 
@@ -67,27 +68,50 @@ def _found(run: Run) -> list[Finding]:
 
 def _unexplained(found: Sequence[Finding]) -> list[Finding]:
     """The findings without the symptoms of others. Of two that explain each other and are as sure, the first is kept."""
-    ordered = sorted(found, key=lambda finding: -finding.confidence)
+    ordered = _few(sorted(found, key=lambda finding: -finding.confidence))
+    explaining: dict[str, list[tuple[int, Finding]]] = {}
+    for at, cause in enumerate(ordered):
+        for name in _symptoms(cause.cause):
+            explaining.setdefault(name.replace("_", "-"), []).append((at, cause))
     return [
         symptom
         for index, symptom in enumerate(ordered)
-        if not any(_explains(cause, symptom) and (at < index or not _explains(symptom, cause)) for at, cause in enumerate(ordered))
+        if not any(_explains(cause, symptom) and (at < index or not _explains(symptom, cause)) for at, cause in explaining.get(symptom.cause, ()))
+    ]
+
+
+def _few(ordered: Sequence[Finding]) -> list[Finding]:
+    """The findings, of one cause at most MOST_OF_CAUSE: nobody reads more, and each is compared with the others."""
+    of_cause: dict[str, list[Finding]] = {}
+    for finding in ordered:
+        of_cause.setdefault(finding.cause, []).append(finding)
+    left = {cause: len(same) - MOST_OF_CAUSE for cause, same in of_cause.items() if len(same) > MOST_OF_CAUSE}
+    last = {id(of_cause[cause][MOST_OF_CAUSE - 1]): more for cause, more in left.items()}
+    kept = {id(finding) for same in of_cause.values() for finding in same[:MOST_OF_CAUSE]}
+    return [
+        replace(finding, title=f"{finding.title}; and {last[id(finding)]} more findings like this") if id(finding) in last else finding
+        for finding in ordered
+        if id(finding) in kept
     ]
 
 
 def _explains(cause: Finding, symptom: Finding) -> bool:
     """Whether one finding is why there is the other: its rule says so, it is as sure or sure enough, and an end elsewhere is another end."""
     return (
-        symptom.cause.replace("-", "_") in _symptoms(cause.cause)
+        _name(symptom.cause) in _symptoms(cause.cause)
         and cause.confidence >= min(symptom.confidence, SURE)
         and (symptom.cause not in ENDS or _meet(cause.culprit, symptom.culprit))
     )
 
 
+def _name(cause: str) -> str:
+    return cause.replace("-", "_")
+
+
 @functools.cache
 def _symptoms(cause: str) -> tuple[str, ...]:
     """The rules whose findings are only symptoms of a cause; of a cause that has no rule, as only probes find it, none are."""
-    name = cause.replace("-", "_")
+    name = _name(cause)
     return getattr(registry.load("rules", name), "EXPLAINS", ()) if name in registry.names("rules") else ()
 
 

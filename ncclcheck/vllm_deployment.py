@@ -26,6 +26,7 @@ from ncclcheck.collect import host
 from ncclcheck.model import Fact
 from ncclcheck.ports import free_port
 from ncclcheck.probe import Rank
+from ncclcheck.safe_text import word
 from ncclcheck.vllm_answers import PROMPTS, TOKENS, Answers
 from ncclcheck.vllm_board import Board
 from ncclcheck.vllm_failures import attendance, difference, fail
@@ -107,7 +108,9 @@ class _Supervisor(Watch):
                 model = self._model(asked, Path(scratch))
                 if model is None:
                     title = f"{self.host} has no model {asked}"
-                    yield from self._say(fail("model-not-on-node", title, ranks=[self.rank.rank], remedy=f"ls {asked} on every node; copy it there"))
+                    yield from self._say(
+                        fail("model-not-on-node", title, ranks=[self.rank.rank], remedy=f"ls {word(asked)} on every node; copy it there")
+                    )
                     return
                 yield from self._deploy(model.resolve(), Path(scratch).resolve(), Path(kept or scratch).resolve(), builtin=not asked)
             except Elsewhere:

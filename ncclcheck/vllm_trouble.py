@@ -10,6 +10,7 @@ from typing import Any
 from ncclcheck import triage
 from ncclcheck.evidence import text
 from ncclcheck.model import Fact, Run
+from ncclcheck.safe_text import word
 from ncclcheck.vllm_board import Notes, behind
 from ncclcheck.vllm_failures import fail
 
@@ -39,11 +40,11 @@ def seen_here(seen: Seen) -> list[Fact]:
     told = []
     for pid in seen.stopped:
         title = f"{_who(seen, pid)} is stopped (process state T) in phase {seen.phase}"
-        remedy = f"on {seen.host}: kill -CONT {pid}   # but first: who stopped it? SIGSTOP, a debugger, a cgroup"
+        remedy = f"on {word(seen.host)}: kill -CONT {pid}   # but first: who stopped it? SIGSTOP, a debugger, a cgroup"
         told.append(fail("process-stopped", title, **_blamed(seen, pid), remedy=remedy))
     for pid, code in seen.killed.items():
         title = f"{_who(seen, pid)} was killed by {_signal(-code)} in phase {seen.phase}"
-        remedy = f"on {seen.host}: dmesg -T | grep -i -E 'out of memory|oom|killed process|segfault|Xid'   # who sent the signal"
+        remedy = f"on {word(seen.host)}: dmesg -T | grep -i -E 'out of memory|oom|killed process|segfault|Xid'   # who sent the signal"
         told.append(fail("rank-killed", title, **_blamed(seen, pid), remedy=remedy))
     workers_first = sorted(told, key=lambda fact: fact.get("ranks") is None)
     return workers_first[:1]  # what else ended, ended with it

@@ -18,6 +18,7 @@ SUSPICIOUS = 2.5  # seconds without progress after which the network is looked a
 LEAVE_BOUND = 5.0  # seconds in which the launchers have left after their ranks
 LATE = 6.0  # seconds after the others at which a rank that starts is late
 KEPT_BLOCKS = 256  # of calls, for ranks that lag behind
+KEPT_READINGS = 64  # of each rank's pace, before the oldest are let go
 START_BOUND = 90.0  # seconds without progress that are normal while a rank has not announced itself (interpreter, rendezvous)
 
 
@@ -64,11 +65,15 @@ class View:
     struck: float | None = None  # when a planted fault struck
     claims: dict[tuple[int, int], muster.Claim] = field(default_factory=dict)  # (node, local_rank) -> what that rank says of itself
     blocks: dict[int, dict[int, list[int]]] = field(default_factory=dict)  # end of a block of calls -> digest -> ranks
-    paces: dict[int, list[Pace]] = field(default_factory=dict)  # rank -> readings in the probe that it is in
+    paces: dict[int, list[Pace]] = field(default_factory=dict)  # rank -> the newest readings in the probe that it is in,
+    bests: dict[int, float] = field(default_factory=dict)  # and what those showed that are not kept (see pace.let_go)
     first_seen: dict[int, float] = field(default_factory=dict)
     begun: dict[int, tuple[str, float]] = field(default_factory=dict)  # rank -> the local step that it is in, since when (its clock)
     phases: dict[int, tuple[int, str]] = field(default_factory=dict)  # rank -> the seq of a step, and the phase that it has come to
     longest: dict[str, dict[int, float]] = field(default_factory=dict)  # local step -> rank -> seconds that the longest one took
+    _kinds: set[str] = field(default_factory=set)  # of the facts
+    _failed: set[int | None] = field(default_factory=set)  # ranks with a fact of kind "fail"
+    _unmatched: set[tuple[int, int]] = field(default_factory=set)  # whose claims were not compared with the order yet
 
     def __post_init__(self) -> None:
         self.progress = self.started
@@ -88,29 +93,43 @@ class View:
             self._line(line, node, folder, now)
             if line.kind == "planted" and self.struck is None:
                 self.struck = now - (message.sent - float(line.fields["struck"]))
-        for slot in message.slots:
+        for slot in message.slots if self.paced else ():
             if (probe := self.where.get(slot.rank)) and slot.rank not in self.finished.get(probe, {}):
-                pace = Pace(now, slot.seq, slot.worked, slot.waited, message.starved.get(slot.rank, 0.0))
-                self.paces.setdefault(slot.rank, []).append(pace)
+                self._read(slot.rank, Pace(now, slot.seq, slot.worked, slot.waited, message.starved.get(slot.rank, 0.0)))
         for rank, blocks in message.blocks.items():
             for end, digest in blocks:
                 self._block(end, digest, rank)
-        self.facts += [fact.placed(folder) for fact in message.facts]
+        self._learn(*(fact.placed(folder) for fact in message.facts))
         if message.ended:
             self.over.add(peer)
+
+    def _learn(self, *facts: Fact) -> None:
+        self.facts += facts
+        self._kinds.update(fact.kind for fact in facts)
+        self._failed.update(fact.rank for fact in facts if fact.kind == "fail")
+
+    def _read(self, rank: int, reading: Pace) -> None:
+        readings = self.paces.setdefault(rank, [])
+        readings.append(reading)
+        if len(readings) > KEPT_READINGS:
+            self.bests[rank] = min(self.bests.get(rank, math.inf), pace.let_go(readings))
 
     def _block(self, end: int, digest: int, rank: int) -> None:
         """Compare a block of calls with the same of the other ranks."""
         known = self.blocks.setdefault(end, {})
         known.setdefault(digest, []).append(rank)
-        if len(known) > 1 and not any(fact.kind == "calls-differ" for fact in self.facts):
-            self.facts.append(Fact("calls-differ", fields={"before": end}))
+        if len(known) > 1 and "calls-differ" not in self._kinds:
+            self._learn(Fact("calls-differ", fields={"before": end}))
         while len(self.blocks) > KEPT_BLOCKS:
             del self.blocks[min(self.blocks)]
 
-    def _muster(self) -> None:
-        known = {fact.get("title") for fact in self.facts if fact.kind == "fail"}
-        self.facts += [fact for fact in muster.check(self.order, list(self.claims.values())) if fact.get("title") not in known]
+    def compare_claims(self) -> None:
+        """Compare what ranks claimed since the last time, all at once: thousands of them start in the same seconds."""
+        if self._unmatched:
+            new = [self.claims[place] for place in sorted(self._unmatched)]
+            self._unmatched.clear()
+            known = {fact.get("title") for fact in self.facts if fact.kind == "fail"}
+            self._learn(*(fact for fact in muster.check(self.order, list(self.claims.values()), new) if fact.get("title") not in known))
 
     def _line(self, line: Line, node: int, folder: str, now: float) -> None:
         fields = line.fields
@@ -119,14 +138,14 @@ class View:
             case "hello":
                 who = fields["identity"]
                 self.ranks[line.rank] = RankId(**{**who, "device": Device(**who["device"])})
-                if claim := self.claims.get((node, who["local_rank"])):
+                place = node, who["local_rank"]
+                if claim := self.claims.get(place):
                     nccl, built = fields["nccl"]
-                    changed = replace(claim, device=who["device"], torch=fields["torch"], nccl=nccl, built=built, vllm=fields.get("vllm"))
-                    self.claims[node, who["local_rank"]] = changed
-                    self._muster()
+                    self.claims[place] = replace(claim, device=who["device"], torch=fields["torch"], nccl=nccl, built=built, vllm=fields.get("vllm"))
+                    self._unmatched.add(place)
             case "claim":
                 self.claims[node, fields["local_rank"]] = muster.Claim(node, **fields)
-                self._muster()
+                self._unmatched.add((node, fields["local_rank"]))
             case "local":
                 self.begun[line.rank] = (fields["step"], line.at)
             case "leave" if self.begun.get(line.rank, ("", 0.0))[0] == fields["step"]:
@@ -137,21 +156,22 @@ class View:
             case "probe":
                 self.where[line.rank] = fields["name"]
                 self.paces.pop(line.rank, None)
+                self.bests.pop(line.rank, None)
                 self.began.setdefault(fields["name"], now)
             case "probe-end":
                 self.finished.setdefault(fields["name"], {})[line.rank] = now
             case "sample":
                 self.samples.setdefault(self.where.get(line.rank, ""), []).append({"rank": line.rank, **fields})
-                if fields["correct"] is False and not any(fact.kind == "fail" and fact.rank == line.rank for fact in self.facts):
+                if fields["correct"] is False and line.rank not in self._failed:
                     title = f"{fields['name']} of {fields['nbytes']} bytes gave a wrong result on rank {line.rank}"
                     wrong = {"cause": "data-corruption", "title": title, "ranks": [line.rank], "probe": self.where.get(line.rank)}
-                    self.facts.append(Fact("fail", host, line.rank, fields=wrong))
+                    self._learn(Fact("fail", host, line.rank, fields=wrong))
             case "fact":
                 source = Evidence(f"{folder}/{self.launch}/{line.file}", line.number, str(fields["fields"].get("title", fields["fact"])))
                 fact = Fact(fields["fact"], host, line.rank, fields={**fields["fields"], "probe": self.where.get(line.rank)}, source=source)
-                self.facts.append(fact)
+                self._learn(fact)
             case "error":
-                self.facts.append(Fact("error", host, line.rank, fields={**fields, "probe": self.where.get(line.rank)}))
+                self._learn(Fact("error", host, line.rank, fields={**fields, "probe": self.where.get(line.rank)}))
 
     def current(self) -> str | None:
         """The probe that the ranks are in: the last one begun."""
@@ -159,6 +179,7 @@ class View:
 
     def clock(self, now: float) -> tuple[Clock, float] | None:
         """What has gone wrong (or that all is over), and the bound that was used in seconds; None: go on waiting."""
+        self.compare_claims()
         for kind, clock in (
             ("gone", Clock.DEATH),
             ("stopped", Clock.STOP),
@@ -169,11 +190,11 @@ class View:
             ("fail", Clock.FAIL),
             ("calls-differ", Clock.DIFFER),
         ):
-            if any(fact.kind == kind for fact in self.facts):
+            if kind in self._kinds:
                 return clock, 0.0
         if len(self.over) == self.nodes:
             return Clock.OVER, 0.0
-        if self.complete and self.slots and all(slot.done for slot in self.slots.values()) and now - self.progress > LEAVE_BOUND:
+        if self.complete and self.slots and now - self.progress > LEAVE_BOUND and all(slot.done for slot in self.slots.values()):
             return Clock.OVER, 0.0  # the ranks have left in order; a launcher that does not is ended with the rest
         if (probe := self.current()) and now - self.began[probe] > self.timeouts[probe]:
             return Clock.PROBE, self.timeouts[probe]
@@ -188,7 +209,7 @@ class View:
         """Whether ranks are inside different collectives that have the same number: then there is nothing to wait for."""
         inside: dict[int, set[int]] = {}
         for slot in self.slots.values():
-            if slot.step.inside and not slot.local:
+            if slot.left is None and not slot.local:
                 inside.setdefault(slot.seq, set()).add(slot.signature)
         return any(len(calls) > 1 for calls in inside.values())
 
@@ -207,25 +228,26 @@ class View:
     @property
     def slowed(self) -> bool:
         """Whether the collectives take longer than they did at first: then the network is looked at, though the job goes on."""
-        return self.paced and any(fact.kind == "slowed" for fact in pace.facts(self.paces))
+        return any(fact.kind == "slowed" for fact in self._pace())
 
     def _pace(self) -> list[Fact]:
         if not self.paced:
             return []
         lengthy = [
             Fact("lengthy", rank=rank, fields={"step": step, "longest": round(seconds, 2), "others": round(others, 2)})
-            for step, times in self.longest.items()
-            for rank, seconds in times.items()
-            if seconds > STALL_FACTOR * (others := max((time for other, time in times.items() if other != rank), default=math.inf))
+            for step, times in ((step, dict(times)) for step, times in dict(self.longest).items())
+            for rank in [max(times, key=lambda rank: times[rank])]  # no other one took longer than all others
+            if (seconds := times[rank]) > STALL_FACTOR * (others := max((time for other, time in times.items() if other != rank), default=math.inf))
         ]
-        return [*pace.facts(self.paces), *lengthy]
+        return [*pace.facts({rank: list(readings) for rank, readings in dict(self.paces).items()}, dict(self.bests)), *lengthy]
 
     def _late(self) -> list[Fact]:
         """Ranks that started long after the others."""
         if len(self.first_seen) < self.world_size or self.world_size < 2:
             return []
-        usual = statistics.median_low(list(self.first_seen.values()))
-        late = {rank: seen - usual for rank, seen in self.first_seen.items() if seen - usual > max(LATE, usual - self.started)}
+        first_seen = dict(self.first_seen)
+        usual = statistics.median_low(list(first_seen.values()))
+        late = {rank: seen - usual for rank, seen in first_seen.items() if seen - usual > max(LATE, usual - self.started)}
         return [Fact("late", rank=rank, fields={"seconds": round(seconds, 1)}) for rank, seconds in late.items()]
 
     def reached(self, seq: int) -> bool:
@@ -235,17 +257,17 @@ class View:
     def explained(self) -> bool:
         """Whether a rank is known to be dead or stopped, or every rank has raised an error."""
         failed = {fact.rank for fact in self.facts if fact.kind == "error"}
-        return any(fact.kind in ("gone", "stopped", "launcher-failed") for fact in self.facts) or len(failed) == self.world_size
+        return not self._kinds.isdisjoint(("gone", "stopped", "launcher-failed")) or len(failed) == self.world_size
 
     def bound(self) -> float:
         """Seconds without progress anywhere that are normal now: the largest that any rank's step allows."""
         if len(self.slots) < self.world_size:
             return START_BOUND
-        return max((slot.bound if slot.step.inside else STALL_FLOOR for slot in self.slots.values() if not slot.done), default=START_BOUND)
+        return max((slot.bound if slot.left is None else STALL_FLOOR for slot in self.slots.values() if not slot.done), default=START_BOUND)
 
     def steps(self) -> list[Step]:
         """The newest step of each rank."""
-        return [self._step(self.slots[rank]) for rank in sorted(self.slots)]
+        return [self._step(slot) for _, slot in sorted(self.slots.items())]
 
     def _step(self, slot: Slot) -> Step:
         """It has a phase while the rank is inside of it; what came after it has none."""
@@ -253,10 +275,11 @@ class View:
         return replace(slot.step, phase=phase) if seq == slot.seq and slot.step.inside and not slot.local else slot.step
 
     def run(self, more: list[Fact]) -> Run:
-        """What triage reads."""
-        done = [Fact("done", self.ranks[rank].host if rank in self.ranks else None, rank) for rank, slot in self.slots.items() if slot.done]
+        """What triage reads. It copies before it looks: a thread may make it while messages come in."""
+        slots, ranks = dict(self.slots), dict(self.ranks)
+        done = [Fact("done", ranks[rank].host if rank in ranks else None, rank) for rank, slot in slots.items() if slot.done]
         facts = [*self.facts, *more, *done, *self._late(), *self._pace()]
         nameless = {
             fact.rank: RankId(fact.rank, host=fact.host or "", pid=fact.pid) for fact in facts if fact.rank is not None
         }  # died too early to say
-        return Run(self.world_size, {**nameless, **self.ranks}, self.steps(), facts)
+        return Run(self.world_size, {**nameless, **ranks}, self.steps(), facts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import statistics
 import time
@@ -25,6 +26,7 @@ HOPELESS = 4  # peers with which something failed, and never worked, before it i
 MOST_AGAIN, EACH_AGAIN = 32, 2  # pairs that are tried a second time, and how many of one node; of those that surely fail one
 MOST_SLOW = 8  # pairs that seem slow and are looked at again
 MOST_ALONE = 4  # nodes with which nothing works, and which node 0 tries before the others
+AT_ONCE = 128  # pairs that are worked out in a row
 NEAR = 8  # nodes whose names a node of a large job looks up: a name server must not be asked a million times
 
 _NUMBERS = ("out_bytes_per_s", "in_bytes_per_s", "rtt_ms", "path_mtu")  # of what a node says of a way
@@ -88,7 +90,9 @@ class _Series:
     async def _try(self, pairs: Sequence[pairing.Pair], nbytes: int, *, all_of: bool = False) -> list[Fact]:
         """Both directions of each pair. Who gives no answer has not told how its ways are. `all_of`: the hopeless ones, too."""
         orders: dict[int, wire.Try] = {}
-        for one, other in pairs:
+        for count, (one, other) in enumerate(pairs):
+            if count % AT_ONCE == AT_ONCE - 1:
+                await asyncio.sleep(0)  # of thousands of nodes: heartbeats go on meanwhile
             for node, peer in ((one, other), (other, one)):
                 targets = [target for target in self._targets(node, peer) if all_of or not self._hopeless(node, target)]
                 if targets:

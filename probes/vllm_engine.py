@@ -58,6 +58,7 @@ from ncclcheck.divergence import ENGINE
 from ncclcheck.model import Fact
 from ncclcheck.probe import Rank
 from ncclcheck.rank import run_alone
+from ncclcheck.safe_text import word
 from ncclcheck.vllm_answers import Answers
 from ncclcheck.vllm_layout import Layout
 
@@ -83,7 +84,7 @@ def run(rank: Rank) -> Iterator[Fact]:
         asked = rank.options.get("model")
         model = vllm_model.find(asked) if asked else Path(scratch)
         if model is None:
-            remedy = f"ls {asked} on every node; copy it there"
+            remedy = f"ls {word(asked)} on every node; copy it there"
             yield vllm_failures.fail("model-not-on-node", f"{socket.gethostname()} has no model {asked}", ranks=[rank.rank], remedy=remedy)
             raise FileNotFoundError(asked)
         if not asked:

@@ -75,7 +75,7 @@ class Job:
     @property
     def run_dir(self) -> Path:
         """The run's directory, as soon as it is there."""
-        return until(lambda: next(iter(self.folder.glob("ncclcheck-runs/*Z-*")), None), SOON, "a run directory")
+        return until(lambda: next(iter(self.folder.glob("ncclcheck-runs/20*-*-*")), None), SOON, "a run directory")
 
     def announced(self, rank: int, step: str) -> bool:
         """Whether a rank has announced a step of this name."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -100,7 +101,7 @@ def test_open_values_of_plain_text_and_numbers_stay_as_they_are(value: Any) -> N
     assert plain(value) == value
 
 
-@pytest.mark.parametrize("value", [b"bytes", {1: 2}, math.nan, [[-math.inf]]])
+@pytest.mark.parametrize("value", [datetime(2026, 1, 1), {1: 2}, math.nan, [[-math.inf]]])
 def test_open_values_that_are_not_json_are_refused(value: Any) -> None:
     with pytest.raises(Invalid):
         plain(value)

@@ -1,4 +1,6 @@
-"""Nobody commands a node or ends a run but its user: strangers and hostile peers, as an unprivileged user on another host, get a verdict against them.
+"""Nobody commands a node or ends a run but its user: strangers and hostile peers on another host get a verdict against them.
+
+They are an unprivileged user there.
 
 Every attack leaves no file outside the run's folder, no process and no traceback, never more than 200 MiB, and never exit 0.
 """

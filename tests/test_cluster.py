@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ncclcheck import launchers
 from ncclcheck.cluster import Cluster, Flags, discover, looks_scheduled
+from ncclcheck.collect import master
 from ncclcheck.hostlist import expand_hosts
 from ncclcheck.launchers import Conflict, Task
 
@@ -361,3 +365,14 @@ def test_a_garbled_environment_gives_a_cluster_or_one_line(environ: Environment)
         assert str(error) and "\n" not in str(error)
     else:
         assert cluster.node_rank is None or cluster.node_rank < cluster.nnodes
+
+
+@pytest.mark.parametrize("name", ["a" * 64, "a..b", "a\0b", "fe80::1%lo", "fe80::1"])
+def test_what_no_resolver_takes_and_what_leads_to_one_link_only_is_a_name_without_addresses(name: str) -> None:
+    with pytest.raises(OSError):
+        asyncio.run(master.resolve(name))
+
+
+@pytest.mark.parametrize("text", ["gpu-01", "gpu_01.cluster.local.", "b\u00fccher.example", "169.254.3.4", "fd00::1", "[fd00::1]:29600"])
+def test_names_and_addresses_that_nodes_can_share_are_taken(text: str) -> None:
+    assert launchers.address(text)[0] == text.removeprefix("[").partition("]")[0]

@@ -68,6 +68,15 @@ def test_started_as_a_module_only_python_itself_has_looked_there(tmp_path: Path)
     assert (sprung(tmp_path), done.returncode) == ("", 1), done.stderr
 
 
+def test_a_current_folder_that_was_removed_is_no_error(tmp_path: Path) -> None:
+    (folder := tmp_path / "gone").mkdir()
+    script = f"import os; os.rmdir({str(folder)!r}); import sys; sys.argv[1:] = ['list']; from ncclcheck.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_in_a_checkout_the_children_run_what_is_checked_out_there(tmp_path: Path) -> None:
     """Though it is not installed, or another one is."""
     (tmp_path / "ncclcheck").symlink_to(ROOT / "ncclcheck")

@@ -57,6 +57,18 @@ def test_torchrun_itself_killed_or_stopped_is_what_the_verdict_names(job: Job, n
     assert job.left() == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_of_torchrun_that_was_asked_to_end_it_is_said_so_and_no_rank_is_taken_for_killed_by_others(job: Job, number: signal.Signals) -> None:
+    until(lambda: job.announced(1, "checkpoint"), SOON, "training at work")
+    os.kill(job.launchers()[1], number)
+    assert job.wait(SOON) == 1
+    (finding,) = job.report["findings"]
+    assert finding["cause"] == "rank-killed" and finding["culprit"]["hosts"] == ["node1"]
+    assert finding["title"].startswith(f"torchrun of node1 was asked to end by {number.name} (who sent it is not known), and ended rank 1 (node1")
+    assert "SIGKILL" not in finding["title"] and "launcher.log" in finding["evidence"][0]["file"]
+    assert job.left() == []
+
+
 def test_a_rank_killed_before_it_could_say_a_word_is_named_in_seconds(job: Job) -> None:
     pid = until(lambda: job.ranks().get(1), SOON, "rank 1")
     os.kill(pid, signal.SIGKILL)
@@ -86,7 +98,7 @@ def test_the_parent_of_emulated_nodes_takes_everything_along_when_it_is_killed(j
     until(lambda: not job.left(), SOON, "every process of both nodes gone")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_an_interrupt_ends_everything_and_says_so_in_the_exit_code(job: Job, number: signal.Signals, code: int) -> None:
     until(lambda: job.announced(1, "checkpoint"), SOON, "training at work")
     job.process.send_signal(number)

@@ -54,8 +54,8 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_folder_is_made_for_its_user_alone_and_so_is_each_above_it(tmp_path: Path) -> None:
-    made = safe_files.folder(tmp_path / "runs", "20260101T000000Z-ab12", "node0-a")
-    assert made == tmp_path / "runs" / "20260101T000000Z-ab12" / "node0-a"
+    made = safe_files.folder(tmp_path / "runs", "20260101-000000-ab12cd", "node0-a")
+    assert made == tmp_path / "runs" / "20260101-000000-ab12cd" / "node0-a"
     assert {mode(made), mode(made.parent), mode(made.parent.parent)} == {0o700}
     assert safe_files.folder(made) == made
     with pytest.raises(FileExistsError):

@@ -394,4 +394,4 @@ def test_a_page_of_log_is_answered_without_torch_and_what_only_a_cluster_needs(t
     script = "import sys; from ncclcheck.cli import main\ntry: main()\nfinally: print(*sys.modules, file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", script, "triage", "page.log"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
-    assert {"torch", "vllm", "zmq", "pyroute2", "pynvml"}.isdisjoint(done.stderr.split())
+    assert {"torch", "vllm", "cryptography", "pyroute2", "pynvml"}.isdisjoint(done.stderr.split())

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from hypothesis import given, settings
+import pytest
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent / "fuzz"))
 import peers
 
 EXAMPLES = 150  # of each end: seconds
+SOAKED = 200.0  # seconds for each end in `make soak`
 
 
 @settings(max_examples=EXAMPLES)
@@ -31,3 +38,20 @@ def test_a_node_obeys_or_refuses_or_prints_whatever_node_0_sends(data: bytes) ->
 @given(peers.verdicts)
 def test_a_node_refuses_or_prints_whatever_verdict_node_0_sends(data: bytes) -> None:
     peers.believe(data)
+
+
+def hear(messages: list[bytes]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        peers.hear(messages, Path(folder))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("said", "end"), [(peers.from_node, hear), (peers.from_node0, peers.obey), (peers.verdicts, peers.believe)], ids=["node 0", "node", "verdict"]
+)
+def test_an_end_comes_to_a_verdict_on_whatever_is_said_for_minutes(said: st.SearchStrategy[Any], end: Callable[[Any], None]) -> None:
+    until = time.monotonic() + SOAKED
+    for number in itertools.count():
+        if time.monotonic() > until:
+            break
+        seed(number)(settings(max_examples=500, database=None, deadline=None, suppress_health_check=list(HealthCheck))(given(said)(end)))()

@@ -172,14 +172,15 @@ async def test_who_repeats_what_a_node_said_or_has_another_nodes_secret_gets_not
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 64])
 def test_every_node_is_tried_by_others_and_nobody_tries_many(count: int) -> None:
     nodes = [Peer(number, f"n{number}", f"10.0.0.{number}", 7) for number in range(count)]
-    chosen = [paths.neighbours(nodes, number) for number in range(count)]
+    near = paths.neighbourhoods(nodes)
+    chosen = [near[number] for number in range(count)]
     assert all(nodes[number] not in peers and len(peers) <= 3 for number, peers in enumerate(chosen))
     assert {peer.node_rank for peers in chosen for peer in peers} == (set(range(count)) if count > 1 else set())
 
 
 def test_of_agents_on_one_host_one_tries_the_way_to_others() -> None:
     nodes = [Peer(0, "a", "10.0.0.1", 7), Peer(1, "a", "10.0.0.1", 8), Peer(2, "b", "10.0.0.2", 7), Peer(3, "c", "", 0)]
-    assert [[peer.node_rank for peer in paths.neighbours(nodes, number)] for number in range(4)] == [[2], [], [0], []]
+    assert {node: [peer.node_rank for peer in near] for node, near in paths.neighbourhoods(nodes).items()} == {0: [2], 2: [0]}
 
 
 # -- a network that breaks in the middle of a probe ------------------------------------------------------------------

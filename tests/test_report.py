@@ -200,6 +200,15 @@ def test_json_reads_back_as_the_report_it_was():
     assert reports.render(again, "text") == reports.render(ready(), "text")
 
 
+def test_who_was_turned_away_at_node_0s_port_is_named() -> None:
+    report = ready()
+    assert "turned away" not in reports.render(report, "text")
+    report.run["strangers"] = {"connections": 1203, "addresses": {"10.0.0.7": 1200, "fe80::1%\x1b[31m": 3}}
+    shown = " ".join(reports.render(report, "text").split())
+    assert "turned away: 1203 connections to node 0 without this run's token, most from 10.0.0.7 (1200), fe80::1%" in shown
+    assert "\x1b" not in shown
+
+
 def test_json_says_null_for_a_number_that_is_not_finite_and_the_text_of_what_is_not_json():
     odd = {"nan": math.nan, "inf": [math.inf, 1.5], 3: {"path": os.path}, "big": 2**70, ("a", 1): None}
     rendered = json_report.render(replace(ready(), environment=odd))

@@ -262,6 +262,7 @@ def test_every_node_names_what_keeps_them_from_meeting(scene: str, on_stage: Cal
         report = job.report
         if agent.says is None:
             assert (job.process.returncode, report["status"], report["findings"]) == (0, "ready", []), report["summary"]
+            assert list(report["run"].get("strangers", {}).get("addresses", ())) == (["10.77.0.2"] if "stranger" in scene else [])
             assert [node["host"] for node in report["nodes"]] == ["node-a", "node-b"]
             continue
         assert report["seconds"] < SCENES[scene].seconds + GRACE

@@ -36,12 +36,20 @@ def kept_in(home: Path) -> str:
     return (home / ".config/ncclcheck/token").read_text().strip()
 
 
+def words_of(pid: int) -> bytes:
+    """A process's arguments; nothing once it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
 def shown_by(pid: int, secret: bytes) -> list[str]:
     """Where the kernel shows a secret to others: in a process's arguments or environment."""
     found = []
     for part in ("cmdline", "environ"):
         try:
-            found += [f"{part} of {pid}"] * (secret in Path(f"/proc/{pid}/{part}").read_bytes())
+            found += [f"{part} of {pid}: {words_of(pid)[:200]!r}"] * (secret in Path(f"/proc/{pid}/{part}").read_bytes())
         except OSError:  # it has ended
             continue
     return found
@@ -51,11 +59,16 @@ def watched(hosts: TwoHosts, secret: str, own: dict[int, str], jobs: list[Job]) 
     """What showed a secret while these jobs ran, and the programs that were looked at; `own` are processes that were started with it."""
     shown: set[str] = set()
     programs: set[str] = set()
+    copies = {words_of(pid): part for pid, part in own.items()}  # a child that has not become another program yet is a copy of its parent
 
     def over() -> bool:
         for pid, environ in environments():
             if hosts.mark.encode() in environ:
-                shown.update(where for where in shown_by(pid, secret.encode()) if own.get(pid) != where.split()[0])
+                words = words_of(pid)  # before its environment is read: meanwhile it may become another program
+                if not words:  # it is just becoming one, or has ended
+                    continue
+                known = own.get(pid, copies.get(words))
+                shown.update(where for where in shown_by(pid, secret.encode()) if known != where.split()[0])
                 try:
                     programs.update(re.findall(r"-m[\0 ](ncclcheck[\w.]*)", Path(f"/proc/{pid}/cmdline").read_text(errors="replace")))
                 except OSError:

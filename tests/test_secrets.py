@@ -207,6 +207,13 @@ def test_letters_whose_lower_case_is_longer_hide_nothing() -> None:
     assert SECRET not in secrets.mask(f"İİİİİİ user={'İ' * 40}\nHF_TOKEN=hf_{SECRET}")
 
 
+def test_what_is_no_text_is_masked_as_text_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(secrets, "_known", set())
+    secrets.learn({"HF_TOKEN": f"\udce9{SECRET}"}, (f"/caf\udce9/{SECRET}",))
+    assert secrets.mask(f"caf\udce9 password={SECRET}") == f"caf\udce9 password={secrets.MASK}"
+    assert secrets.mask(f"x \udce9{SECRET} x") == f"x {secrets.MASK} x"
+
+
 @pytest.mark.parametrize(
     "piece",
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from running import SOON, Job, environments, free_port, until
 
 from ncclcheck.cli import cli
 
-HEAVY = ("torch", "zmq", "psutil", "pyroute2", "pynvml", "vllm")
+HEAVY = ("torch", "cryptography", "psutil", "pyroute2", "pynvml", "vllm")
 HERE = ("--nnodes", "1", "--nproc-per-node", "1")  # one rank on this machine, nothing emulated
 ON_NODES = ("--nnodes", "--node-rank", "--master", "--hosts", "--token", "--token-file", "--insecure", "--roll-call-timeout")
 OPTIONS = {
@@ -85,6 +86,12 @@ def ncclcheck(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         ("--nnodes 2", "add --master ADDR"),
         ("--nnodes 2 --node-rank 2 --master 127.0.0.1", "node rank 2 is not one of the 2"),
         ("--nnodes 2 --node-rank 0 --master 127.0.0.1:99999", "99999"),
+        (f"--nnodes 2 --master {'a' * 64}", "not a host's name: each part between dots has 1 to 63 characters"),
+        ("--nnodes 2 --master a..b:29600", "not a host's name: each part between dots has 1 to 63 characters"),
+        (f"--nnodes 2 --master {'.'.join(['abcdefghi'] * 30)}", "not a host's name: it has more than 253 characters"),
+        ("--nnodes 2 --master a\x1bb", "not a host's name: there is a blank or a control character in it"),
+        ("--nnodes 2 --master fe80::1%eth0", "a link-local address means something on one link only"),
+        ("--nnodes 2 --master [fe80::1]:29600", "a link-local address means something on one link only"),
         ("--nnodes 2 --master 127.0.0.1 --hosts a,b,c", "3 hosts are named, but 2 take part"),
         ("--model nowhere", "--model nowhere: no readable config.json there"),
         ("--model .", "--model .: no readable config.json there"),
@@ -173,7 +180,7 @@ def closed_pipe(folder: Path, *words: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("node_rank", [0, 1])
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_roll_call_that_is_interrupted_ends_at_once(number: signal.Signals, code: int, node_rank: int, tmp_path: Path, mark: str) -> None:
     words = ("probe", "wiring", "--nnodes", "2", "--node-rank", str(node_rank), "--master", f"127.0.0.1:{free_port()}", "--nproc-per-node", "1")
     job = Job(tmp_path, *words, env={"NCCLCHECK_TEST": mark})
@@ -190,6 +197,38 @@ def test_a_roll_call_that_is_interrupted_ends_at_once(number: signal.Signals, co
     assert job.out == ""
 
 
+def waits(port: int) -> tuple[str, ...]:
+    """A node that waits for another one."""
+    return "probe", "wiring", "--nnodes", "2", "--node-rank", "0", "--master", f"127.0.0.1:{port}", "--nproc-per-node", "1"
+
+
+def test_a_terminal_that_is_closed_ends_a_run_in_order(tmp_path: Path, mark: str) -> None:
+    command = ["setsid", "--ctty", sys.executable, "-m", "ncclcheck", *waits(free_port())]
+    terminal, end = pty.openpty()
+    process = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "NCCLCHECK_TEST": mark}, stdin=end, stdout=end, stderr=end)
+    try:
+        os.close(end)
+        said = b""
+        while b"waiting for node 1" not in said:
+            said += os.read(terminal, 4096)
+        os.close(terminal)
+        assert process.wait(SOON) == 129
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_under_nohup_a_run_outlives_the_terminal(tmp_path: Path, mark: str) -> None:
+    job = Job(tmp_path, *waits(free_port()), command=("nohup", sys.executable, "-m", "ncclcheck"), env={"NCCLCHECK_TEST": mark})
+    try:
+        until(lambda: "waiting for node 1" in job.err, SOON, "the roll call")
+        job.process.send_signal(signal.SIGHUP)
+        job.process.send_signal(signal.SIGTERM)
+        assert job.wait(SOON) == 143
+    finally:
+        job.kill()
+
+
 COLLECT_WITH_A_SLOW_COMMAND = """
 import sys
 from ncclcheck import postmortem
@@ -200,25 +239,27 @@ sys.exit(postmortem.collect(None, "bundles"))
 """
 
 
-def test_a_bundle_that_is_interrupted_leaves_no_file_and_no_command(tmp_path: Path, mark: str) -> None:
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_bundle_that_is_interrupted_leaves_no_file_and_no_command(number: signal.Signals, code: int, tmp_path: Path, mark: str) -> None:
     job = Job(tmp_path, "-c", COLLECT_WITH_A_SLOW_COMMAND, command=(sys.executable,), env={"NCCLCHECK_TEST": mark})
     try:
         until(lambda: any(words[0] == b"sleep" for words in carrying(mark).values()), SOON, "the command")
-        job.process.send_signal(signal.SIGTERM)
-        assert job.wait(SOON) == 143
+        job.process.send_signal(number)
+        assert job.wait(SOON) == code
     finally:
         job.kill()
     assert (job.out, job.err) == ("", "")
     assert os.listdir(tmp_path / "bundles") == []
 
 
-def test_who_waits_for_a_pipes_writer_says_so_and_can_be_interrupted(tmp_path: Path, mark: str) -> None:
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_who_waits_for_a_pipes_writer_says_so_and_can_be_interrupted(number: signal.Signals, code: int, tmp_path: Path, mark: str) -> None:
     os.mkfifo(tmp_path / "pipe")
     job = Job(tmp_path, "triage", "pipe", env={"NCCLCHECK_TEST": mark})
     try:
         until(lambda: handles(job.process.pid, signal.SIGTERM), SOON, "its signal handler")
-        job.process.send_signal(signal.SIGTERM)
-        assert job.wait(SOON) == 143
+        job.process.send_signal(number)
+        assert job.wait(SOON) == code
     finally:
         job.kill()
     assert job.err == "ncclcheck: 'pipe' is a pipe: waiting for what is written into it (at most 60 s)\n" and job.out == ""

@@ -53,7 +53,7 @@ def place(node: int, nodes: int = 2) -> Place:
 
 def test_the_command_is_what_users_type_and_differs_by_node_only_where_it_must() -> None:
     head, other = vllm_server.command(place(0)), vllm_server.command(place(1))
-    assert head[1:5] == ["-m", "vllm.entrypoints.cli.main", "serve", "/m"]
+    assert head[1:6] == ["-P", "-m", "vllm.entrypoints.cli.main", "serve", "/m"]
     text = " ".join(head)
     wiring = "--nnodes 2 --node-rank 0 --master-addr 10.0.0.1 --master-port 29501"
     split = "--tensor-parallel-size 2 --pipeline-parallel-size 1"
@@ -112,9 +112,9 @@ def test_a_start_on_ray_has_a_phase_for_its_nodes_and_one_for_their_places() -> 
 
 def test_a_node_of_ray_runs_the_server_only_where_it_is_the_first_and_knows_the_model_by_its_name_alone(tmp_path: Path) -> None:
     head, other = vllm_ray.command(replace(place(0), model=Path("/models/m"), ranks=4)), vllm_ray.command(replace(place(1), model=Path("/m/m")))
-    assert head[1:8] == ["-m", "ncclcheck.vllm_ray", "10.0.0.1", "29501", "0", "4", "/models/m"]
+    assert head[1:9] == ["-P", "-m", "ncclcheck.vllm_ray", "10.0.0.1", "29501", "0", "4", "/models/m"]
     assert "serve model --tensor-parallel-size 2" in " ".join(head) and "--distributed-executor-backend ray" in " ".join(head)
-    assert "--nnodes" not in head and other[2:] == ["ncclcheck.vllm_ray", "10.0.0.1", "29501", "1", "1", "/m/m"]
+    assert "--nnodes" not in head and other[3:] == ["ncclcheck.vllm_ray", "10.0.0.1", "29501", "1", "1", "/m/m"]
     given = {"RAY_ADDRESS": "10.0.0.9:6379", "RAY_AUTH_TOKEN_PATH": "/root/token", "RAY_DEDUP_LOGS": "0"}
     environ, added = vllm_ray.environment(tmp_path, given, on_cpu=False)
     assert not {"RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH"} & environ.keys() and environ["RAY_DEDUP_LOGS"] == "0"

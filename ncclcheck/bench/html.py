@@ -10,7 +10,7 @@ from ncclcheck.bench import effects, share, svg, tables, text, words
 from ncclcheck.bench.cells import Result
 from ncclcheck.bench.found import Found
 from ncclcheck.plain import plain
-from ncclcheck.report.text import printable
+from ncclcheck.safe_text import printable
 from ncclcheck.units import seconds_text
 
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1180px;padding:0 1rem;color:#111827}

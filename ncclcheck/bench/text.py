@@ -9,7 +9,7 @@ from tabulate import tabulate
 from ncclcheck import secrets
 from ncclcheck.bench import tables, words
 from ncclcheck.bench.found import Found
-from ncclcheck.report.text import printable
+from ncclcheck.safe_text import printable
 from ncclcheck.units import seconds_text
 
 WIDTH = 100

@@ -27,9 +27,23 @@ OTHER_PORTS = (22, 111, 1)  # asked only whether the host says anything at all; 
 
 
 async def resolve(name: str) -> list[str]:
-    """The addresses of a name, IPv4 first as the resolver orders them. Raises OSError (or TimeoutError) where it has none."""
-    infos = await bounded(socket.getaddrinfo, RESOLVE_BOUND, name, None, 0, socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(info[4][0]) for info in infos))
+    """The addresses of a name, as the resolver orders them. Raises OSError (or TimeoutError) where it has none that all nodes can use.
+
+    A link-local address of IPv6 means something on one link only, which each node calls by a name of its own.
+    """
+    try:
+        infos = await bounded(socket.getaddrinfo, RESOLVE_BOUND, name, None, 0, socket.SOCK_STREAM)
+    except ValueError as error:  # no resolver is asked for such a name (UnicodeError is one)
+        raise OSError(f"not a host's name: {error}") from None
+    found = list(dict.fromkeys(str(info[4][0]) for info in infos))
+    usable = [address for address in found if not _link_local(address)]
+    if not usable:
+        raise OSError(f"it has link-local addresses only ({', '.join(found[:4])}), which mean something on one link alone")
+    return usable
+
+
+def _link_local(address: str) -> bool:
+    return ":" in address and ipaddress.ip_address(address).is_link_local
 
 
 def own(address: str, addresses: dict[str, list[str]]) -> bool:

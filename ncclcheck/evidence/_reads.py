@@ -101,12 +101,13 @@ class Statement:
 class Block:
     """Lines that say something only together: `read` gets the one that matches and an iterator over those that follow it.
 
-    `once`: what follows has then been read, and does not follow the next line that matches as well.
+    What follows a line ends where the next one that matches begins, so that no line is looked at again and again. Not so with
+    `mixed`: several processes write there, or `read` must see the next one; it then bounds by itself how far it looks.
     """
 
     pattern: str
     read: Callable[[Line, Iterator[Line]], Iterator[Fact]]
-    once: bool = False
+    mixed: bool = False
 
 
 Read = Clue | Statement | Block

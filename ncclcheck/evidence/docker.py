@@ -198,7 +198,7 @@ READS = (
     Clue("container", r'"Memory": ?(?P<memory>[1-9]\d*)'),
     Block(r'"Ulimits": ?\[', _ulimits),
     Block(_COMPOSE, _shm),
-    Block(_RUN, _run),
+    Block(_RUN, _run, mixed=True),
     Block(_DF, _df),
     Block(_LIMIT, _limit),
     Block(_ASKED, _asked),

@@ -156,7 +156,7 @@ def _launch(line: Line, following: Iterator[Line]) -> Iterator[Fact]:
 
 
 READS = (
-    Block(_ANCHOR, _settings),
-    Block(_LAUNCHER, _launch),
+    Block(_ANCHOR, _settings, mixed=True),
+    Block(_LAUNCHER, _launch, mixed=True),
     Clue("batch", r"^#SBATCH\s+--?(?P<option>[\w-]+)(?:[= ]+(?P<value>\S+))?"),
 )

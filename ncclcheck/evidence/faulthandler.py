@@ -61,4 +61,4 @@ def _depth(file: str) -> int:
     return min(len(parts) - roots[-1] - 1 if roots else 2, len(parts))
 
 
-READS = (Block(_THREAD, _thread), Block(_FATAL, _fatal))
+READS = (Block(_THREAD, _thread, mixed=True), Block(_FATAL, _fatal))

@@ -225,7 +225,7 @@ READS = (
     Clue("ended-by-launcher", r"Sending process (?P<pid>\d+) closing signal (?P<signal>\w+)"),
     Block(r"process \d+ terminated with (?:signal|exit code) ", _spawned),
     Block(r"error: [\w.-]+: tasks? [\d,-]+: ", _srun),
-    Block(r"\*\*\* STEP \S+ ON \S+ CANCELLED|Terminating StepId=|Job step aborted", _swept, once=True),
+    Block(r"\*\*\* STEP \S+ ON \S+ CANCELLED|Terminating StepId=|Job step aborted", _swept),
     Block(r"process rank \d+ with PID \d+ on node ", _mpirun),
     Block(r"RANK \d+ PID \d+ RUNNING AT ", _hydra),
     Block(r"exits with return code = ", _deepspeed),

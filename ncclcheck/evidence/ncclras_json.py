@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import msgspec
 
+from ncclcheck.evidence._chunks import LONGEST_LINE
 from ncclcheck.model import Evidence, Fact
 
 READS_DOCUMENT = True
@@ -20,6 +23,9 @@ _RESULTS = (
     "Remote process error",
     "",
 )  # ncclResult_t
+
+MOST_OPERATIONS = 64  # kinds of collectives that are compared; NCCL has fewer than twenty
+_WORD = re.compile(r'"([^"]{1,200})"')
 
 
 class _Status(msgspec.Struct):
@@ -58,10 +64,14 @@ def document(data: bytes, name: str) -> Iterator[Fact]:
         found = msgspec.json.decode(data, type=_Document)
     except (msgspec.DecodeError, RecursionError):
         return
-    lines = data.decode("utf-8", "replace").split("\n")
-    yield Fact("nccl-version", fields={"version": found.nccl_version}, source=_quote(lines, name, "nccl_version"))
+    quotes: dict[str, Evidence] = {}  # a word in quotation marks -> the first line with it
+    for number, line in enumerate(data.decode("utf-8", "replace").split("\n"), 1):
+        for word in _WORD.findall(line[:LONGEST_LINE]):
+            quotes.setdefault(word, Evidence(name, number, line[:LONGEST_LINE]))
+    beginning = Evidence(name, 1, data[:LONGEST_LINE].decode("utf-8", "replace").partition("\n")[0])
+    yield Fact("nccl-version", fields={"version": found.nccl_version}, source=quotes.get("nccl_version", beginning))
     for comm in found.communicators:
-        yield from _facts(comm, _quote(lines, name, comm.hash))
+        yield from _facts(comm, quotes.get(comm.hash, beginning))
 
 
 def _facts(comm: _Communicator, source: Evidence) -> Iterator[Fact]:
@@ -79,7 +89,8 @@ def _facts(comm: _Communicator, source: Evidence) -> Iterator[Fact]:
     for code, error in enumerate(_RESULTS):
         if error and (failed := [each.rank for each in comm.ranks if each.status.async_error == code]):
             yield ras("error", failed, error=error)
-    for operation in dict.fromkeys(operation for each in comm.ranks for operation in each.collective_counts):
+    operations = dict.fromkeys(operation for each in comm.ranks for operation in each.collective_counts)
+    for operation in islice(operations, MOST_OPERATIONS):
         counts: dict[int, list[int]] = {}
         for each in comm.ranks:
             counts.setdefault(each.collective_counts.get(operation, 0), []).append(each.rank)
@@ -94,9 +105,3 @@ def _outliers(counts: dict[int, list[int]]) -> list[int]:
     by_size = sorted(counts.values(), key=len)
     apart = by_size[:-1] if len(by_size[-1]) > len(by_size[-2]) else by_size
     return sorted(rank for ranks in apart for rank in ranks)
-
-
-def _quote(lines: list[str], name: str, text: str) -> Evidence:
-    """The first line with this text."""
-    number, line = next(((number, line) for number, line in enumerate(lines, 1) if text in line), (1, lines[0]))
-    return Evidence(name, number, line)

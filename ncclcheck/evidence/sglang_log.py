@@ -88,5 +88,5 @@ READS = (
     Clue("engine-timeout", r"Watchdog timeout \(self\.watchdog_"),
     Clue("engine-timeout", r"Health check failed\. Server couldn't get a response|Hang detected on rank \d+ in PyExecutor"),
     Clue("engine-failed", r"(?:Scheduler|TpModelWorker|DetokenizerManager|TokenizerManager) hit an exception"),
-    Block(r"Rank \d+ scheduler (?:is dead|died)", _died),
+    Block(r"Rank \d+ scheduler (?:is dead|died)", _died, mixed=True),
 )

@@ -27,6 +27,7 @@ FOLLOWING = 2000  # lines that a block may look ahead, within the next chunk
 LOOKS, LOOKS_A_LINE = 2_000_000, 64  # lines that all blocks of one read may look ahead in one file, and more for each of its lines
 MANY = 20_000  # facts of one read, after which only the newest lines of each chunk are tried
 FEW = 16  # how many of the newest
+ANYWAY = 1000  # lines that are tried although the source's time is up: they were read
 REMEMBERED = 100_000  # lines that are known again when they are repeated word for word
 SAME = 20_000  # facts of one kind that are kept of one file, and again as many of the newest
 MOST_KEPT = 96 << 20  # bytes of facts that are kept of one file, about
@@ -96,7 +97,6 @@ class _Scan:
         self._tired: set[int] = set()  # reads that have given very many
         self._lost: set[int] = set()  # reads that gave up
         self._looked = Counter[int]()  # lines that each read looked ahead
-        self._passed = Counter[int]()  # the last line that a block has seen whose lines count once
         self._told: set[int] = set()  # hashes of lines: the same line says nothing new, but what follows it may
 
     def facts(self, stream: Stream) -> Iterator[Fact]:
@@ -104,12 +104,14 @@ class _Scan:
         speaker = Place()  # of whom a heading says that it speaks from there on
         last: tuple[str, int] | None = None  # the last line that is not blank, and its number
         before = 1  # the number of the chunk's first line
+        tried = 0  # lines
         for chunk, ahead in pairwise(chunks(stream)):
             number, counted = before, 0
             following = Lines(chunk, ahead, self._file)
             for start, end, owners in self._hits(chunk):
-                if self._meter.over:
+                if self._meter.over and tried >= ANYWAY:
                     return
+                tried += 1
                 number, counted = number + chunk.count(b"\n", counted, start), start
                 for fact in self._of_line(decoded(chunk, start, end), number, start, owners, following):
                     if fact.kind == SECTION:
@@ -160,10 +162,10 @@ class _Scan:
             except Exception as error:  # also MemoryError: what was taken is free again
                 self._meter.reader = None
                 facts.append(self._failure(owner, made(words, number, self._file), error))
+            if self._given[owner] + len(facts) > MANY:
+                self._tired.add(owner)
             if facts:
                 self._given[owner] += len(facts)
-                if self._given[owner] > MANY:
-                    self._tired.add(owner)
                 following.raw[number] = text
                 yield from (_quoting(fact, following.raw) for fact in facts)
 
@@ -185,15 +187,15 @@ class _Scan:
     def _ahead(self, owner: int, number: int, following: Lines) -> Iterator[Line]:
         """The lines after one, for one read. Raises GaveUp where it has looked ahead too often."""
         _, read_ = self._known.reads[owner]
-        once = isinstance(read_, Block) and read_.once
-        for each in range(max(number, self._passed[owner]) + 1, number + 1 + FOLLOWING):
+        words = () if isinstance(read_, Block) and read_.mixed else anchors(read_.pattern)
+        for each in range(number + 1, number + 1 + FOLLOWING):
             self._looked[owner] += 1
             if self._looked[owner] > LOOKS + LOOKS_A_LINE * number:
                 raise GaveUp("it had looked ahead too often")
             if (line := following.get(each)) is None:
                 return
-            if once:
-                self._passed[owner] = each
+            if any(word in line.text for word in words) and compiled(read_.pattern).search(line.text):
+                return
             yield line
 
     def _failure(self, owner: int, line: Line, error: Exception) -> Fact:

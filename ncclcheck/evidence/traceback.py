@@ -119,8 +119,8 @@ def _fatal(line: Line, following: Iterator[Line]) -> Iterator[Fact]:
 
 
 READS = (
-    Block(r"Traceback \(most recent call last\):\s*$", _traceback),
-    Block(r"terminate called after throwing an instance of ", _terminate),
+    Block(r"Traceback \(most recent call last\):\s*$", _traceback, mixed=True),
+    Block(r"terminate called after throwing an instance of ", _terminate, mixed=True),
     Block(r"Fatal Python error: ", _fatal),
     Block(r"Error: |Exception: ", _alone),
 )

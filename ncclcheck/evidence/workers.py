@@ -26,7 +26,7 @@ from ncclcheck.units import bytes_text, seconds_text
 
 PATIENCE = 20.0  # seconds in which a worker must have read something, or be done with what it reads
 MEMORY = 2 << 30  # bytes that a worker may take in addition to what it begins with
-GRACE = 5.0  # seconds that a worker may take longer than it should, before it is ended
+GRACE = 15.0  # seconds that a worker may take longer than it should, before it is ended
 MOST_JOBS = 32  # that a worker has before it at once
 TRIES = 4  # workers that one job may cost before the rest of it is given up
 _OFTEN = 0.2  # seconds between two signs of life, and between two looks at what was read so far

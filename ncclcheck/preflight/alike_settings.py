@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from ncclcheck import alike, gathered
 from ncclcheck.model import Fact
 from ncclcheck.preflight.parity import said
+from ncclcheck.safe_text import words
 from ncclcheck.survey import Node, degrades, stop, unread
 
 _ENGINE = "VLLM_"
@@ -47,7 +48,7 @@ def _differ(engine: bool, hosts: Sequence[str], names: Mapping[str, Mapping[str,
     more = f"; and {len(told) - MOST} more settings" if len(told) > MOST else ""
     title = f"{'; '.join(told[:MOST])}{more}: {what} can hang or slow every collective"
     evidence = [f"{same[0].host}: {_from(same[0], name)}" for name, groups in names.items() for value, same in groups.items() if value]
-    remedy = f"on {gathered.names(hosts)}: unset {' '.join(names)}   # or give every node the same value, also in nccl.conf"
+    remedy = f"on {gathered.names(hosts)}: unset {words(names)}   # or give every node the same value, also in nccl.conf"
     return (degrades if engine else stop)("nccl-env-misconfig", title, hosts, remedy, evidence=evidence)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from ncclcheck import socket_ifname, wayfacts
 from ncclcheck.model import Fact
 from ncclcheck.preflight.tried import Tried
+from ncclcheck.safe_text import word
 from ncclcheck.survey import note
 
 FASTER, FASTER_MEASURED = 2, 5.0  # times as fast as the main network another must be to be recommended: short tries are no benchmark
@@ -36,7 +37,7 @@ def exports(interfaces: Mapping[int, str], names: Mapping[int, Sequence[str]]) -
     for node, interface in interfaces.items():
         others = [name for each in (names.values() if len(set(interfaces.values())) == 1 else [names.get(node, ())]) for name in each]
         exact = "=" * any(name.startswith(interface) and name != interface for name in others)
-        result[node] = f"export NCCL_SOCKET_IFNAME={exact}{interface} GLOO_SOCKET_IFNAME={interface}"
+        result[node] = f"export NCCL_SOCKET_IFNAME={word(exact + interface)} GLOO_SOCKET_IFNAME={word(interface)}"
     return result
 
 

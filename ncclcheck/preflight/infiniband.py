@@ -12,6 +12,7 @@ from typing import Any
 from ncclcheck.model import Fact
 from ncclcheck.preflight.hca import Choice, Port
 from ncclcheck.rules import gdr_missing, ib_link_error, roce_gid, wrong_hca_path
+from ncclcheck.safe_text import word, words
 from ncclcheck.survey import Job, Node, Section, degrades, note, stop, unread
 
 DMABUF_KERNEL = (5, 12)  # the first Linux with what GPUDirect RDMA by DMA-BUF needs (NCCL's manual: NCCL_DMABUF_ENABLE)
@@ -103,10 +104,10 @@ def _down(node: Node, ports: Sequence[Port], used: Sequence[Port], *, chosen: bo
         unmanaged = port.get("link") == "InfiniBand" and state in ("init", "armed") and port in used
         if unmanaged:
             title = f"{said}: no subnet manager has taken it into the network; active is expected"
-            remedy = f"sminfo; ibstat {port['device']}   # start a subnet manager (opensm, or the switch's)"
+            remedy = f"sminfo; ibstat {word(port['device'])}   # start a subnet manager (opensm, or the switch's)"
         else:
             title = f"{said}; " + (f"{len(peers)} others are up ({', '.join(map(_name, peers[:4]))})" if peers else "active is expected")
-            remedy = ib_link_error.REMEDY.replace("{device}", str(port["device"]))
+            remedy = ib_link_error.REMEDY.replace("{device}", word(port["device"]))
         if wanted or unmanaged:
             evidence = [f"/sys/class/infiniband/{port['device']}/ports/{port['port']}/state: {state}, phys_state: {physical}"]
             yield degrades("ib-link-error", title, [host], remedy, evidence=evidence, interface=name, confidence=0.85)
@@ -128,7 +129,7 @@ def _slow(node: Node, live: Sequence[Port]) -> Iterator[Fact]:
         how = f"{rate:g} Gb/s ({made})" if rate is not None else made
         than = f"others of its kind run at {best:g} Gb/s" if slower else "4 lanes are usual"
         title = f"{_name(port)} on {node.host} runs at {how}; {than}"
-        remedy = f"mlxlink -d {port['device']} -m -c -e; ibstat {port['device']}   # cable, transceiver, the switch port's setting"
+        remedy = f"mlxlink -d {word(port['device'])} -m -c -e; ibstat {word(port['device'])}   # cable, transceiver, the switch port's setting"
         evidence = [f"/sys/class/infiniband/{port['device']}/ports/{port['port']}/rate: {how}"]
         yield degrades("ib-link-error", title, [node.host], remedy, evidence=evidence, interface=_name(port), confidence=0.8)
 
@@ -155,7 +156,7 @@ def _gids(node: Node, settings: Section, live: Sequence[Port]) -> Iterator[Fact]
             yield degrades("roce-gid", title, [node.host], roce_gid.REMEDY, evidence=evidence, interface=_name(port), confidence=0.8)
         elif index is None and not any("v2" in str(gid.get("type")) and not gid["gid"].startswith("fe80") for gid in gids):
             title = f"{_name(port)} on {node.host} has no RoCE v2 address that another subnet can reach; it has {have}"
-            remedy = f"ip -br addr   # give the interface {', '.join(port.get('interfaces', ())) or 'of the card'} an IPv4 address"
+            remedy = f"ip -br addr   # give the interface {words(port.get('interfaces', ())) or 'of the card'} an IPv4 address"
             yield degrades("roce-gid", title, [node.host], remedy, evidence=evidence, interface=_name(port), confidence=0.75)
 
 

@@ -17,6 +17,7 @@ from ncclcheck import socket_ifname
 from ncclcheck.model import Fact
 from ncclcheck.preflight import wiring
 from ncclcheck.rules.wrong_interface import LOCAL
+from ncclcheck.safe_text import word
 from ncclcheck.survey import Job, Node, Section, degrades, stop, unread
 
 _CABLES = ("physical", "infiniband", "bond", "vlan", "veth", "macvlan", "ipvlan", "team")  # kinds that lead out of a node, unless LOCAL names them
@@ -149,7 +150,7 @@ def _ways(view: View) -> Iterator[Fact]:
         title = f"no way leads from {view.node.host} to {', '.join(lost[:4])}{' ...' if len(lost) > 4 else ''}"
         interface = str(_holder(view.found, view.node.address).get("name", "")) or None
         names = [str(one["name"]) for one in view.interfaces]
-        remedy = f"on {view.node.host}: ip -br addr; ip route get {lost[0]}   # then ip link set {interface or 'INTERFACE'} up"
+        remedy = f"on {word(view.node.host)}: ip -br addr; ip route get {word(lost[0])}   # then ip link set {word(interface or 'INTERFACE')} up"
         yield stop("network-unreachable", title, [view.node.host], remedy, evidence=view.seen(*names), interface=interface)
 
 
@@ -181,7 +182,7 @@ def _down(view: View, told: set[str]) -> Iterator[Fact]:
         if one["state"] == "up" or not addresses or one["kind"] not in _CABLES or LOCAL.match(name) or name in told:
             continue
         title = f"{name} on {view.node.host} is {_STATES[one['state']]}, and has the address {', '.join(addresses)}"
-        remedy = f"on {view.node.host}: ip link set {name} up; ethtool {name}   # cable, switch port"
+        remedy = f"on {word(view.node.host)}: ip link set {word(name)} up; ethtool {word(name)}   # cable, switch port"
         say = stop if view.node.address in addresses else degrades
         yield say("network-unreachable", title, [view.node.host], remedy, evidence=view.seen(name), interface=name)
 
@@ -200,12 +201,12 @@ def _hostname(view: View) -> Iterator[Fact]:
     else:
         says = f"does not resolve there ({view.found['hostname'].get('why', 'no address')})"
     line = f"{view.node.address} {name}"
-    remedy = f"on {view.node.host}: getent ahosts {name}   # then write `{line}` in /etc/hosts, and no 127.x line for that name"
+    remedy = f"on {word(view.node.host)}: getent ahosts {word(name)}   # then write `{line}` in /etc/hosts, and no 127.x line for that name"
     title = f"the name {name} of {view.node.host} {says}"
     seen = [f"getaddrinfo on {view.node.host}: {name} -> {', '.join(addresses) or view.found['hostname'].get('why', '')}"]
     if len(gloo) < 2:
         title += "; Gloo would give it to its peers"
-        remedy += f"; or export GLOO_SOCKET_IFNAME={view.lead or 'INTERFACE'}"
+        remedy += f"; or export GLOO_SOCKET_IFNAME={word(view.lead or 'INTERFACE')}"
         yield stop("hostname-resolution", title, [view.node.host], remedy, evidence=seen)
     else:
         yield degrades("hostname-resolution", f"{title} (GLOO_SOCKET_IFNAME={gloo} helps Gloo only)", [view.node.host], remedy, evidence=seen)

@@ -14,6 +14,7 @@ from ncclcheck.model import Fact
 from ncclcheck.preflight import taken
 from ncclcheck.rules import driver_cuda_mismatch, driver_not_working, gpu_arch_not_built, nccl_version_mismatch
 from ncclcheck.rules.library_missing import COPY
+from ncclcheck.safe_text import word
 from ncclcheck.survey import Job, Node, Section, degrades, note, stop, unread
 
 LEAST_DRIVER = {11: 450, 12: 525, 13: 580}  # CUDA's major release -> the driver's
@@ -141,7 +142,7 @@ def _between(node: Node, section: Section) -> Iterator[Fact]:
     for entry in preloaded:
         if entry["name"] in interposers:
             title = f"a library that shares or limits GPUs is loaded into every process of {node.host}: {entry['asked']}, by {entry['why']}"
-            remedy = _INTERPOSER.replace("{library}", entry["name"])
+            remedy = _INTERPOSER.replace("{library}", word(entry["name"]))
             evidence = [f"{entry['why']}: {entry['asked']}"]
             yield degrades("gpu-interposer-library", title, [node.host], remedy, evidence=evidence, confidence=0.8)
         elif not entry["path"]:
@@ -161,7 +162,7 @@ def _builds(node: Node, section: Section) -> Iterator[Fact]:
             f"{vllm['distribution']} {vllm['version']} on {node.host} was built for torch {' or '.join(section['pins'])}; torch {there} is installed"
         )
         evidence = [f"{vllm['distribution']}: Requires-Dist: torch=={section['pins'][0]}", f"torch {there}"]
-        remedy = f"pip install 'torch=={section['pins'][0]}'"
+        remedy = f"pip install {word('torch==' + section['pins'][0])}"
         yield degrades("version-mismatch", title, [node.host], remedy, evidence=evidence, confidence=0.85)
     for companion in section.get("companions", ()):
         pins, built = companion.get("pins", ()), _local(companion["version"])
@@ -175,7 +176,7 @@ def _builds(node: Node, section: Section) -> Iterator[Fact]:
             breaks = ": `import vllm` fails beside it" if vllm else ""
             title = f"{companion['name']} {companion['version']} on {node.host} {wants}; torch {there} is installed{breaks}"
             evidence = [f"{companion['name']} {companion['version']}", f"torch {there}"]
-            remedy = f"pip uninstall --yes {companion['name']}   # or install the build that belongs to this torch, from the same index"
+            remedy = f"pip uninstall --yes {word(companion['name'])}   # or install the build that belongs to this torch, from the same index"
             yield degrades("version-mismatch", title, [node.host], remedy, evidence=evidence, confidence=0.85)
 
 

@@ -15,6 +15,7 @@ from ncclcheck.model import Fact
 from ncclcheck.preflight import infiniband, room
 from ncclcheck.rules.memlock_limit import REMEDY as MEMLOCK_REMEDY
 from ncclcheck.rules.shm_too_small import LARGE
+from ncclcheck.safe_text import words
 from ncclcheck.survey import Job, Node, degrades, note, stop, unread
 from ncclcheck.units import bytes_text
 
@@ -55,7 +56,7 @@ def _shm(node: Node, job: Job, found: Mapping[str, Any]) -> Iterator[Fact]:
     seen = [f"/dev/shm on {node.host}: size {size}, free {free} bytes; of nobody's: {stale['files']} files, {stale['bytes']} bytes"]
     wants = "vLLM and NCCL want at least 1 GiB"
     remedy = "docker run --shm-size=16g (or --ipc=host); Kubernetes: an emptyDir with medium: Memory at /dev/shm; mount -o remount,size=16g /dev/shm"
-    clean = f"rm {' '.join(stale['largest'])}   # no process here uses them; ls -l /dev/shm shows the rest" if stale["files"] else "ls -l /dev/shm"
+    clean = f"rm {words(stale['largest'])}   # no process here uses them; ls -l /dev/shm shows the rest" if stale["files"] else "ls -l /dev/shm"
     if not shm.get("writable", True):
         yield stop("permission-denied", f"/dev/shm on {node.host} cannot be written to", [node.host], "chmod 1777 /dev/shm", evidence=seen)
     if size < LARGE and (free < least or (size <= _DOCKER and several)):

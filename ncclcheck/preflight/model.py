@@ -10,6 +10,7 @@ from ncclcheck import alike, gathered
 from ncclcheck.collect import hub
 from ncclcheck.model import Fact
 from ncclcheck.preflight import model_cut, model_described, model_kernels, model_memory
+from ncclcheck.safe_text import word
 from ncclcheck.survey import Job, Node, note, stop, unread
 
 NAMED = 4  # files
@@ -100,7 +101,7 @@ def _different(path: str, files: Sequence[tuple[str, Mapping[str, Mapping[str, A
         yield stop("model-not-on-node", title, hosts, _copy(hosts, path), evidence=evidence)
     for hosts, names in unequal.items():
         title = f"the model {path} is not the same on {gathered.names(hosts)}{' as on the others' if len(hosts) < len(files) else ''}: {_few(names)}"
-        remedy = f"sha256sum {path}/*   # on every node; copy it anew where it differs"
+        remedy = f"sha256sum {word(path)}/*   # on every node; copy it anew where it differs"
         yield stop("weights-differ", title, hosts, remedy, evidence=[line for name in names for line in lines[name]][: gathered.QUOTED])
 
 
@@ -110,11 +111,11 @@ def _get(path: str, reason: str) -> str:
         return _readable(path)
     if hub.is_name(path):
         return f"hf download {path}   # or export HF_HOME=FOLDER, where it is already; the same on every node"
-    return f"ls -lL {path}   # copy it there, or mount the file system that holds it, at the same path"
+    return f"ls -lL {word(path)}   # copy it there, or mount the file system that holds it, at the same path"
 
 
 def _readable(path: str) -> str:
-    return f"chmod -R a+rX {path}   # as its owner; the folders above it need a+x, too (namei -l {path})"
+    return f"chmod -R a+rX {word(path)}   # as its owner; the folders above it need a+x, too (namei -l {word(path)})"
 
 
 def _same(said: Sequence[tuple[str, T]]) -> dict[T, list[str]]:
@@ -126,7 +127,7 @@ def _same(said: Sequence[tuple[str, T]]) -> dict[T, list[str]]:
 
 
 def _copy(hosts: Sequence[str], path: str) -> str:
-    return f"on {gathered.names(hosts)}: rsync -a --checksum OTHER_NODE:{path}/ {path}/   # from a node that has it whole"
+    return f"on {gathered.names(hosts)}: rsync -a --checksum OTHER_NODE:{word(f'{path}/')} {word(f'{path}/')}   # from a node that has it whole"
 
 
 def _few(words: Sequence[str], joint: str = ", ") -> str:

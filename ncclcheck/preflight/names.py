@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Set
 
 from ncclcheck.model import Fact
 from ncclcheck.preflight.tried import Tried
+from ncclcheck.safe_text import word
 from ncclcheck.survey import degrades, note, unread
 
 
@@ -59,6 +60,8 @@ def _finding(tried: Tried, name: str, found: tuple[str, ...], nodes: Set[int], o
     right = mains.get(name) or next((address for address in sorted(own) if not _loopback(address)), "ADDRESS")
     elsewhere = f"{', '.join(found[:3])}" + (", which is that very machine" if _loopback(found[0]) else "")
     title = f"the name {name} leads to {elsewhere} on {tried.names(nodes)}, and {name} has {right}"
-    remedy = f"on {tried.names(nodes)}: getent ahosts {name}   # mend DNS, or write `{right} {name}` in /etc/hosts; or give addresses, not names"
+    remedy = (
+        f"on {tried.names(nodes)}: getent ahosts {word(name)}   # mend DNS, or write `{right} {name}` in /etc/hosts; or give addresses, not names"
+    )
     seen = [f"getaddrinfo on {tried.name(node)}: {name} -> {', '.join(found[:4])}" for node in sorted(nodes)[:4]]
     return degrades("hostname-resolution", title, tried.hosts(nodes), remedy, evidence=seen, confidence=0.85)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ncclcheck import wayfacts
 from ncclcheck.model import Fact
 from ncclcheck.preflight.tried import Tried, quoted
+from ncclcheck.safe_text import word
 from ncclcheck.survey import degrades, note
 from ncclcheck.units import bandwidth_text
 from ncclcheck.wayfacts import LOOKS
@@ -50,10 +51,11 @@ def _vanish(tried: Tried, line: str, facts: Sequence[Fact]) -> Iterator[Fact]:
     title = f"{most} {between} {tried.over(line)}, where the interfaces take {mtu}; small messages pass, and the first large one would hang"
     names = {interfaces[each] for each in nodes}
     interface = names.pop() if len(names) == 1 else None
-    remedy = f"on {tried.names({end for way in ways for end in way})}: ip link set dev {interface or 'INTERFACE'} mtu {min(sizes, default=1500)}"
-    remedy += (
-        f"   # or have switches and tunnels carry {mtu}; then ping -M do -s {mtu - _HEADERS} {first.get('address')} from {first.host} is answered"
+    remedy = (
+        f"on {tried.names({end for way in ways for end in way})}: ip link set dev {word(interface or 'INTERFACE')} mtu {min(sizes, default=1500)}"
     )
+    ping = f"ping -M do -s {mtu - _HEADERS} {word(first.get('address'))} from {word(first.host)}"
+    remedy += f"   # or have switches and tunnels carry {mtu}; then {ping} is answered"
     more = {"evidence": [*quoted(tried, lost), *_measured(tried, lost)], "interface": interface, "confidence": 0.95 if sizes else 0.75}
     if len(nodes) == 2 and len({tuple(sorted(way)) for way in ways}) == 1:
         more["link"] = f"{here} -> {there}" if one_way else f"{here} - {there}"
@@ -139,6 +141,6 @@ def _finding(tried: Tried, ways: Sequence[wayfacts.Key], facts: Mapping[wayfacts
         f"{', '.join(bandwidth_text(look['rate']) + ' beside ' + bandwidth_text(look['usual']) for look in facts[way].get('looks', ()))}"
         for way in ways[:MOST_LINKS]
     ]
-    remedy = _SPEED.format(where=tried.names(nodes), interface=interface, there=there, here=here, address=fact.get("address"))
+    remedy = _SPEED.format(where=tried.names(nodes), interface=word(interface), there=there, here=here, address=word(fact.get("address")))
     more = {} if node is not None else {"link": link}
     return degrades("slow-link", title, tried.hosts(nodes), remedy, evidence=evidence, interface=interface, confidence=0.8, **more)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ncclcheck import alike, gathered
 from ncclcheck.model import Fact
+from ncclcheck.safe_text import word
 from ncclcheck.survey import Node, Section, degrades, note, stop, unread
 
 COUNTED = 3  # hosts with the value that most have are named up to this many, then counted
@@ -59,7 +60,7 @@ def _differs(thing: Thing, groups: Mapping[str, Sequence[Node]]) -> Fact:
         return note(title, hosts, values=values(groups))
     most = next(value for value in groups if value)
     others = [node.host for value, same in groups.items() if value != most for node in same]
-    remedy = thing.remedy.format(hosts=gathered.names(others), most=most)
+    remedy = thing.remedy.format(hosts=gathered.names(others), most=word(most))
     say = degrades if thing.optional and "" in groups else thing.say
     return say(thing.cause, title, hosts, remedy, evidence=lines(thing.name, groups), values=values(groups))
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ncclcheck.model import Fact
+from ncclcheck.safe_text import word
 from ncclcheck.survey import Node, degrades, note, stop, unread
 from ncclcheck.units import bytes_text
 
@@ -33,9 +34,9 @@ def judge(node: Node, folders: Sequence[Mapping[str, Any]]) -> Iterator[Fact]:
         if not folder["writable"] and not full:
             title = f"{_named(folder)} on {node.host} cannot be written to: {folder['why']}"
             if folder["what"] == "TMPDIR":
-                yield stop("permission-denied", title, [node.host], f"ls -ld {folder['at']}; export TMPDIR=FOLDER", evidence=[_seen(folder)])
+                yield stop("permission-denied", title, [node.host], f"ls -ld {word(folder['at'])}; export TMPDIR=FOLDER", evidence=[_seen(folder)])
             elif needed:  # only what a job itself writes there is lost: torch, NCCL and vLLM write nothing
-                remedy = f"ls -ld {folder['at']}; cd FOLDER   # one that can be written to, before the job is started"
+                remedy = f"ls -ld {word(folder['at'])}; cd FOLDER   # one that can be written to, before the job is started"
                 yield degrades("permission-denied", title, [node.host], remedy, evidence=[_seen(folder)])
             else:
                 yield note(title, [node.host], path=folder["path"])
@@ -52,7 +53,9 @@ def judge(node: Node, folders: Sequence[Mapping[str, Any]]) -> Iterator[Fact]:
         names = ", ".join(_named(folder) for folder in same)
         title = f"{names} on {node.host}: {left} left of {bytes_text(same[0]['size'])}; a job wants at least 1 GiB there"
         say = stop if out and any(folder["what"] in _NEEDED for folder in same) else degrades
-        remedy = f"df -h {same[0]['at']}; df -i {same[0]['at']}   # then free space, or export {_variable(same)}=FOLDER on another file system"
+        remedy = (
+            f"df -h {word(same[0]['at'])}; df -i {word(same[0]['at'])}   # then free space, or export {_variable(same)}=FOLDER on another file system"
+        )
         yield say("disk-full", title, [node.host], remedy, evidence=[_seen(folder) for folder in same])
 
 

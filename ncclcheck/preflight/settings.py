@@ -8,6 +8,7 @@ from typing import Any
 from ncclcheck.model import Fact
 from ncclcheck.preflight import harmful
 from ncclcheck.preflight.nccl_names import meant
+from ncclcheck.safe_text import word
 from ncclcheck.survey import Job, Node, degrades, note, stop, unread
 
 _ENVIRONMENT = "environment"
@@ -54,7 +55,7 @@ def _files(node: Node, found: Mapping[str, Any]) -> Iterator[Fact]:
         for name in file["values"]:
             if name != name.strip() or " " in name:
                 title = f"{path} on {node.host}: a line sets {name!r}, expected NAME=VALUE without blanks and `export`: NCCL never sees it"
-                remedy = f"grep -n NCCL_ {path}   # then write it as NAME=VALUE"
+                remedy = f"grep -n NCCL_ {word(path)}   # then write it as NAME=VALUE"
                 yield degrades("nccl-env-misconfig", title, [node.host], remedy, evidence=[f"{path}: {name}={file['values'][name][:_LONGEST]}"])
     for over in found.get("overruled", []):
         title = (
@@ -69,7 +70,7 @@ def _said(node: Node, name: str, settings: Mapping[str, tuple[str, str]], weight
     title = f"{shown} on {node.host}: {does}"
     if weight == harmful.NOTE:
         return note(title, [node.host], setting=name)
-    remedy = f"unset {name}" if origin == _ENVIRONMENT else f"sed -i '/^{name}=/d' {origin}"
+    remedy = f"unset {word(name)}" if origin == _ENVIRONMENT else f"sed -i {word(f'/^{name}=/d')} {word(origin)}"
     say = stop if weight == harmful.STOP else degrades
     return say(cause, title, [node.host], f"on {node.host}: {remedy}", evidence=[f"{origin} of {node.host}: {shown}"])
 

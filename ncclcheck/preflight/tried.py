@@ -10,6 +10,7 @@ from typing import Any
 
 from ncclcheck import socket_ifname, wayfacts
 from ncclcheck.model import Fact
+from ncclcheck.safe_text import word
 from ncclcheck.survey import Survey, degrades, note, stop
 
 Say = Callable[..., Fact]  # `stop`, `degrades`, or a note in its place
@@ -44,9 +45,9 @@ class Tried:
         }
 
     def name(self, node: int) -> str:
-        """A node's host name; with its number where several have that name."""
+        """A node's host name, also for a remedy; with its number where several have that name."""
         host = self._hosts[node]
-        return host if Counter(self._hosts.values())[host] == 1 else f"{host} (node {node})"
+        return word(host) if Counter(self._hosts.values())[host] == 1 else f"{word(host)} (node {node})"
 
     def names(self, nodes: Iterable[int]) -> str:
         """`a, b and c`, of many nodes the first few."""

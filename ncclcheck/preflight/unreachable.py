@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ncclcheck.model import Fact
 from ncclcheck.networks import ROUTED
 from ncclcheck.preflight.tried import Tried, quoted
+from ncclcheck.safe_text import word
 from ncclcheck.wayfacts import VAGUE, key, pair
 
 Way = tuple[int, int]
@@ -140,7 +141,7 @@ def _down(tried: Tried, line: str, group: Group, doors: Sequence[Fact]) -> Fact:
     name, interface = tried.name(door.get("node_rank")), door.get("interface")
     title = f"{interface} on {name} is {_STATES.get(door.get('state'), door.get('state'))}, and has the address {door.get('address')}"
     hosts = tried.hosts(int(each.get("node_rank")) for each in doors)
-    remedy = f"on {name}: ip link set {interface} up; ethtool {interface}   # cable, switch port"
+    remedy = f"on {name}: ip link set {word(interface)} up; ethtool {word(interface)}   # cable, switch port"
     return tried.say(line)("network-unreachable", title, hosts, remedy, evidence=quoted(tried, group.bad), interface=interface)
 
 
@@ -153,10 +154,10 @@ def _said(tried: Tried, line: str, group: Group, cause: str, remedy: str) -> Fac
         more["link"] = f"{tried.names(here)} {'->' if how else '-'} {tried.names(there)}"
     place = {
         "where": tried.names(group.nodes),
-        "network": str(first.get("network")).partition(" ")[0].replace(ROUTED, "NETWORK"),
+        "network": word(str(first.get("network")).partition(" ")[0].replace(ROUTED, "NETWORK")),
         "here": tried.name(first.get("node_rank")),
-        "source": first.get("source"),
-        "address": first.get("address"),
+        "source": word(first.get("source")),
+        "address": word(first.get("address")),
     }
     sure = 0.9 if cause == "blocked-port" or len(group.bad) > 1 else 0.8
     title = _title(tried, group, cause, tried.over(line))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from ncclcheck.model import Fact
 from ncclcheck.rules.wrong_interface import LOCAL
+from ncclcheck.safe_text import word
 from ncclcheck.survey import Job, Node, Section, degrades, note, stop
 
 
@@ -30,7 +31,7 @@ def meets(nodes: Sequence[Node]) -> list[str]:
 
 def _engine(node: Node, job: Job, found: Section, own: Sequence[str]) -> Iterator[Fact]:
     said, far = found["said"].get("VLLM_HOST_IP", ""), found.get("far", "")
-    remedy = f"on {node.host}: export VLLM_HOST_IP={node.address}   # each node its own, before ray start and before the engine"
+    remedy = f"on {word(node.host)}: export VLLM_HOST_IP={word(node.address)}   # each node its own, before ray start and before the engine"
     if said and said not in own:
         title = f"VLLM_HOST_IP={said} on {node.host} is not an address of that node, which has {', '.join(_shown(own))}"
         yield stop("vllm-host-ip", title, [node.host], remedy, evidence=[f"environment of {node.host}: VLLM_HOST_IP={said}"])
@@ -58,7 +59,7 @@ def _master(node: Node, job: Job, found: Section, own: Sequence[str]) -> Iterato
     what = what or ("" if addresses else f", which does not resolve there ({master.get('why', 'no address')})")
     own_node = ", that node itself" if here and node.node_rank else ""
     title = f"MASTER_ADDR={name} on {node.host}{what}{own_node}, and the job's master is {job.master}: a launch that reads it meets elsewhere"
-    remedy = f"on {node.host}: export MASTER_ADDR={job.master}   # or unset it; or give --master {name}, if that is node 0"
+    remedy = f"on {word(node.host)}: export MASTER_ADDR={word(job.master)}   # or unset it; or give --master {word(name)}, if that is node 0"
     seen = [f"environment of {node.host}: MASTER_ADDR={name} -> {', '.join(addresses) or master.get('why', 'no address')}"]
     yield stop("wrong-master-addr", title, [node.host], remedy, evidence=seen, confidence=0.9)
 
@@ -73,7 +74,10 @@ def _port(node: Node, job: Job, found: Section, own: Sequence[str]) -> Iterator[
         yield stop("wrong-master-addr", title, [node.host], f"on {node.host}: export MASTER_PORT=29500", evidence=seen)
     elif owner and node.node_rank == 0:
         title = f"MASTER_PORT={said} on {node.host} is taken: {owner} listens there already"
-        remedy = f"on {node.host}: ss -ltnp sport = :{said}   # then end what a former job left, or export another MASTER_PORT on every node"
+        remedy = (
+            f"on {word(node.host)}: ss -ltnp {word(f'sport = :{said}')}"
+            "   # then end what a former job left, or export another MASTER_PORT on every node"
+        )
         yield stop("port-in-use", title, [node.host], remedy, evidence=[*seen, f"listening on {node.host}:{said}: {owner}"])
 
 

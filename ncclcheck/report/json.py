@@ -9,6 +9,7 @@ import msgspec
 
 from ncclcheck.model import Report
 from ncclcheck.plain import plain
+from ncclcheck.safe_text import json_text
 
 
 def render(report: Report) -> str:
@@ -17,8 +18,9 @@ def render(report: Report) -> str:
 
 
 def dumps(value: Any) -> str:
-    """Any document so, ending in a newline."""
+    """Any document so, ending in a newline; nothing in it is obeyed or hidden by a terminal."""
     document = msgspec.json.encode(plain(value))
     indented = msgspec.json.format(document, indent=2).decode()
     # a real newline is never inside a JSON string, so this finds only lists without strings, lists and objects in them
-    return re.sub(r'\[\n[^\[\]{}"]*\]', lambda match: " ".join(match[0].split()).replace("[ ", "[").replace(" ]", "]"), indented) + "\n"
+    lists = re.sub(r'\[\n[^\[\]{}"]*\]', lambda match: " ".join(match[0].split()).replace("[ ", "[").replace(" ]", "]"), indented)
+    return json_text(lists) + "\n"

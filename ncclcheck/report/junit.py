@@ -5,7 +5,8 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 
 from ncclcheck.model import EXIT_CODES, Finding, Outcome, Report, Status
-from ncclcheck.report.text import details, printable, sentence
+from ncclcheck.report.text import details, sentence
+from ncclcheck.safe_text import printable
 
 # degraded and fail are failures; what could not be told is an error, since it must not look like a pass
 _ELEMENTS = {Status.DEGRADED: "failure", Status.FAIL: "failure", Status.SKIP: "skipped", Status.UNKNOWN: "error", Status.CRASHED: "error"}

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from ncclcheck.model import EXIT_CODES, Finding, Report
 from ncclcheck.report import engines, slowest
+from ncclcheck.safe_text import printable
 
 Labels = Mapping[str, object]
 
@@ -62,5 +63,5 @@ def _labels(labels: Labels) -> str:
 
 
 def _escaped(text: str) -> str:
-    text = text.encode("utf-8", "backslashreplace").decode()  # a name that was not UTF-8
+    text = "\n".join(map(printable, text.encode("utf-8", "backslashreplace").decode().split("\n")))  # a name that was not UTF-8, or tries a terminal
     return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

@@ -12,6 +12,7 @@ from tabulate import MIN_PADDING, tabulate
 from ncclcheck import units
 from ncclcheck.model import EXIT_CODES, Finding, ProbeResult, RankId, Report
 from ncclcheck.report import engines, slowest
+from ncclcheck.safe_text import printable
 
 WIDTH = 100  # columns; only commands are longer, since a wrapped command cannot be copied
 MANY_NODES = 8  # above this many only the nodes and ranks that a finding names are listed
@@ -40,13 +41,6 @@ def render(report: Report, color: bool = False) -> str:
     ]
     sections += [_finding(number, finding, color) for number, finding in enumerate(report.findings, 1)]
     return "\n\n".join([*sections, _verdict(report, color)]) + "\n"
-
-
-def printable(text: str) -> str:
-    """One line that a terminal shows and never obeys: white space becomes a blank; other control, escape, bidirectional and
-    undecodable characters become U+FFFD.
-    """
-    return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def span(ranks: Iterable[int]) -> str:
@@ -116,9 +110,12 @@ def _verdict(report: Report, color: bool) -> str:
     if planted := report.run.get("planted"):
         after = f" after {planted['after']} collectives" if planted["after"] else ""
         named = "it never struck" if planted["seconds"] is None else f"named {planted['seconds']:.1f} s later" if remedies else "not found"
-        lines.append(f"planted:  {planted['fault']} in rank {planted['rank']}{after}; {named} ({planted['clock']})")
+        lines.append(f"planted:  {printable(str(planted['fault']))} in rank {planted['rank']}{after}; {named} ({printable(str(planted['clock']))})")
     if simulated := report.run.get("simulated_link"):
         lines.append(f"link:     {printable(str(simulated))} each way between the emulated nodes, simulated")
+    if strangers := report.run.get("strangers"):
+        named = ", ".join(f"{printable(str(address))} ({count})" for address, count in strangers["addresses"].items())
+        lines += _wrap(f"turned away: {strangers['connections']} connections to node 0 without this run's token, most from {named}")
     if remedies:
         lines.append(f"next:     {remedies[0]}")
     if report.findings:

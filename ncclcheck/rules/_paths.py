@@ -14,11 +14,13 @@ NO_WAY = ("timeout", "unreachable")
 
 def lost(run: Run) -> set[str]:
     """Hosts whose agents fell silent without an end of their connection: the host, or the way to it, is gone."""
-    return {str(fact.host) for fact in run.of("agent-lost") if fact.host and fact.get("closed") is False and fact.host not in _paused(run)}
+    return run.once(_lost)
 
 
-def _paused(run: Run) -> set[str]:
-    return {str(fact.host) for fact in run.of("agent-lost") if not str(fact.get("reason", "")).startswith("silent")}
+def _lost(run: Run) -> set[str]:
+    gone = run.of("agent-lost")
+    paused = {str(fact.host) for fact in gone if not str(fact.get("reason", "")).startswith("silent")}
+    return {str(fact.host) for fact in gone if fact.host and fact.get("closed") is False and fact.host not in paused}
 
 
 def failing(run: Run) -> list[Fact]:
@@ -28,8 +30,11 @@ def failing(run: Run) -> list[Fact]:
 
 def control_works(run: Run, fact: Fact) -> bool:
     """Whether the agents talk to each other on this very way, over the port that they agreed on, while the try of another one fails."""
-    heard = {other.host for kind in ("path", "interface") for other in run.of(kind)}
-    return bool(fact.get("control")) and not {fact.host, fact.get("peer")} & lost(run) and {fact.host, fact.get("peer")} <= heard
+    return bool(fact.get("control")) and not {fact.host, fact.get("peer")} & lost(run) and {fact.host, fact.get("peer")} <= run.once(_heard)
+
+
+def _heard(run: Run) -> set[str | None]:
+    return {other.host for kind in ("path", "interface") for other in run.of(kind)}
 
 
 def way(fact: Fact) -> Way:
@@ -44,6 +49,10 @@ def open_ways(run: Run) -> set[Way]:
 
 def broken(run: Run) -> list[Fact]:
     """Interfaces that are down, gone, without carrier, or without an address that they had, and were well when the launch began."""
+    return run.once(_broken)
+
+
+def _broken(run: Run) -> list[Fact]:
     return [
         fact
         for fact in run.of("interface")

@@ -8,6 +8,7 @@ import re
 import signal
 
 from ncclcheck.model import Evidence, Fact, Run, Step
+from ncclcheck.safe_text import word
 from ncclcheck.units import bytes_text
 
 CRASHES = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE})
@@ -92,18 +93,28 @@ def operation(step: Step) -> str:
 
 
 def waiting(run: Run, culprits: list[int]) -> list[Step]:
-    """The collectives in which the other ranks sit now."""
-    return [step for rank, step in run.last_steps().items() if step.inside and not step.local and rank not in culprits]
+    """The collectives in which the other ranks sit now, the newest first."""
+    return [step for step in run.once(_inside) if step.rank not in culprits]
 
 
 def bystanders(run: Run, culprits: list[int]) -> str:
     """`; 7 ranks wait in all_reduce (#130)`, or nothing."""
-    steps = waiting(run, culprits)
-    if not steps:
+    steps = run.once(_inside)
+    last = run.last_steps()
+    count = len(steps) - sum(_is_inside(last[rank]) for rank in set(culprits) & last.keys())
+    if not count:
         return ""
-    newest = max(steps, key=lambda step: step.seq)
-    who = run.name(steps[0].rank) + " waits" if len(steps) == 1 else f"{len(steps)} ranks wait"
+    newest = next(step for step in steps if step.rank not in culprits)
+    who = run.name(newest.rank) + " waits" if count == 1 else f"{count} ranks wait"
     return f"; {who} in {operation(newest)}"
+
+
+def _inside(run: Run) -> list[Step]:
+    return sorted(filter(_is_inside, run.last_steps().values()), key=lambda step: -step.seq)
+
+
+def _is_inside(step: Step) -> bool:
+    return step.inside and not step.local
 
 
 def phases(run: Run) -> str:
@@ -116,6 +127,11 @@ def phases(run: Run) -> str:
         return ""
     ranks = {phase: f"rank {members[0]}" if len(members) == 1 else f"{len(members)} ranks" for (_, phase), members in where.items()}
     return f"; {next(iter(where))[0]} was in its phase {', '.join(f'{phase} on {who}' for phase, who in ranks.items())}"
+
+
+def place(host: str | None) -> str:
+    """The host as a remedy names it; `its host` where none is known."""
+    return word(host) if host else "its host"
 
 
 def quote(*facts: Fact) -> list[Evidence]:

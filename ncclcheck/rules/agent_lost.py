@@ -31,24 +31,27 @@ Spares
 from ncclcheck.model import Culprit, Fact, Finding, Run
 from ncclcheck.rules import _paths as paths
 from ncclcheck.rules import _reading as reading
+from ncclcheck.safe_text import word
 
 EXPLAINS = ("rank_died_exception", "rank_killed", "network_unreachable")
 
 
 def check(run: Run) -> list[Finding]:
     """Agents that were there and are not any more."""
+    silent, broken = paths.lost(run), bool(paths.broken(run))
+    blocked = {host for other in _no_way(run) for host in paths.way(other)}
     return [
         Finding(
             "agent-lost",
             f"the agent of {_node(fact)} was lost: {fact.get('reason')}",
             Culprit(hosts=[fact.host] if fact.host else None),
             0.95,
-            reading.quote(fact, *[*run.of("stack"), *run.of("traceback")][:3]),
-            f"on {fact.host}: uptime; dmesg -T | tail -50   # is the machine up, was ncclcheck killed? then ping it from the other nodes",
+            reading.quote(fact, *[*run.of("stack")[:3], *run.of("traceback")[:3]][:3]),
+            f"on {word(fact.host)}: uptime; dmesg -T | tail -50   # is the machine up, was ncclcheck killed? then ping it from the other nodes",
         )
         for fact in run.of("agent-lost")
         if not reading.could_not_write(fact)
-        if fact.host not in paths.lost(run) or not (paths.broken(run) or any(fact.host in paths.way(other) for other in _no_way(run)))
+        if fact.host not in silent or not (broken or fact.host in blocked)
     ]
 
 

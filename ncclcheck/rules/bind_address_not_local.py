@@ -21,6 +21,7 @@ Spares
 from ncclcheck.evidence._reads import Clue
 from ncclcheck.model import Culprit, Finding, Run
 from ncclcheck.rules import _reading as reading
+from ncclcheck.safe_text import word
 
 EXPLAINS = ("rank_died_exception", "peer_reset")
 
@@ -48,7 +49,7 @@ def check(run: Run) -> list[Finding]:
             Culprit(ranks=ranks or None, hosts=hosts or None),
             0.92,
             reading.quote(*facts[:8]),
-            f"ip -br addr   # on that host: is {address} there? then give each host its own address in the variable that names it: "
+            f"ip -br addr   # on that host: is {word(address)} there? then give each host its own address in the variable that names it: "
             "VLLM_HOST_IP, VLLM_NIXL_SIDE_CHANNEL_HOST, SGLANG_HOST_IP, MASTER_ADDR / --master-addr (node 0's, which only it binds), NCCL_COMM_ID",
         )
     ]

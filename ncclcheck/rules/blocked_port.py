@@ -75,6 +75,7 @@ from ncclcheck.evidence._reads import Clue
 from ncclcheck.model import Culprit, Evidence, Finding, Run
 from ncclcheck.rules import _paths as paths
 from ncclcheck.rules import _reading as reading
+from ncclcheck.safe_text import word
 
 EXPLAINS = ("missing_rank_at_rendezvous", "rank_died_exception", "peer_reset", "store_lost", "slow_network")
 _REMEDY = (
@@ -115,7 +116,7 @@ def _tried(run: Run) -> list[Finding]:
             culprit,
             0.85,
             reading.quote(*bad[:8], *run.of("clock")),
-            _REMEDY.format(address=known[0].get("address") or "ADDRESS", port=known[0].get("port") or "PORT"),
+            _REMEDY.format(address=word(known[0].get("address") or "ADDRESS"), port=word(known[0].get("port") or "PORT")),
         )
     ]
 
@@ -135,7 +136,7 @@ def _dropped(run: Run) -> list[Finding]:
     ranks = sorted({fact.rank for fact in facts if fact.rank is not None})
     culprit = Culprit(ranks=ranks or None, hosts=list(dict.fromkeys(fact.host for fact in facts if fact.host)) or None)
     title = f"connections to {address} are dropped{known}"
-    remedy = _REMEDY.format(address=address, port=facts[0].get("port") or "PORT")
+    remedy = _REMEDY.format(address=word(address), port=word(facts[0].get("port") or "PORT"))
     confidence = 0.85 if walls or answered else 0.5
     return [Finding("blocked-port", title, culprit, confidence, reading.quote(*facts[:6], *walls[:2], *answered[:1]), remedy)]
 
@@ -148,8 +149,8 @@ def _master(run: Run) -> list[Finding]:
             Culprit(hosts=[fact.host] if fact.host else None),
             0.85,
             [Evidence("", 0, str(fact.get("text")))],
-            f"open all TCP ports between the nodes (NCCL, Gloo and vLLM use random ones), at least {fact.get('port')}: "
-            f"iptables -L -n, nft list ruleset or ufw status on both; or use --master {fact.get('name')}:PORT with an open port",
+            f"open all TCP ports between the nodes (NCCL, Gloo and vLLM use random ones), at least {word(fact.get('port'))}: "
+            f"iptables -L -n, nft list ruleset or ufw status on both; or use --master {word(fact.get('name'))}:PORT with an open port",
         )
         for fact in run.of("master")
         if fact.get("answer") == "filtered"
@@ -175,7 +176,7 @@ def _store(run: Run) -> list[Finding]:
             Culprit(ranks=ranks or None, hosts=hosts or None),
             0.9 if known else 0.7 if waits else 0.55,
             reading.quote(*silent[:6], *waits[:2]),
-            _REMEDY.format(address=address, port=port),
+            _REMEDY.format(address=word(address), port=word(port)),
             time=silent[0].time,
         )
     ]
@@ -204,7 +205,7 @@ def _peers(run: Run) -> list[Finding]:
             Culprit(ranks=ranks or None, hosts=hosts or None),
             0.8,
             reading.quote(*facts[:8]),
-            _REMEDY.format(address=address, port=port),
+            _REMEDY.format(address=word(address), port=word(port)),
             time=facts[0].time,
         )
     ]

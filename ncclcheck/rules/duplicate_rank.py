@@ -43,6 +43,7 @@ Spares
 from ncclcheck.evidence._reads import Statement
 from ncclcheck.model import Culprit, Fact, Finding, Run
 from ncclcheck.rules import _reading as reading
+from ncclcheck.safe_text import word
 
 EXPLAINS = ("missing_rank_at_rendezvous", "bind_address_not_local")
 _REMEDY = (
@@ -107,7 +108,7 @@ def _agents(run: Run) -> list[Finding]:
             Culprit(hosts=[fact.host for fact in facts if fact.host]),
             0.97,
             reading.quote(*facts),
-            f"give each node its own --node-rank (0 to nnodes - 1), or leave it out on all but node 0; {number} is used twice",
+            f"give each node its own --node-rank (0 to nnodes - 1), or leave it out on all but node 0; {word(number)} is used twice",
         )
     ]
 

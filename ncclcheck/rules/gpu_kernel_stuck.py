@@ -63,7 +63,7 @@ def _of_place(run: Run, facts: Sequence[Fact]) -> list[Finding]:
             run.blame(ranks),
             0.95,
             reading.quote(*waiting[:4], *begun[:2]),
-            f"on {run.ranks[ranks[0]].host if ranks[0] in run.ranks else 'its host'}: cuda-gdb -p "
+            f"on {reading.place(run.ranks[ranks[0]].host if ranks[0] in run.ranks else None)}: cuda-gdb -p "
             f"{run.ranks[ranks[0]].pid if ranks[0] in run.ranks else 'PID'}   # then `info cuda kernels` names it; compute-sanitizer finds its error",
         )
     ]

@@ -58,6 +58,7 @@ import re
 from ncclcheck.evidence._reads import Statement
 from ncclcheck.model import Culprit, Finding, Run
 from ncclcheck.rules import _reading as reading
+from ncclcheck.safe_text import word
 
 EXPLAINS = ("rank_died_exception", "missing_rank_at_rendezvous", "peer_reset", "wrong_master_addr")
 LOOPBACK = re.compile(r"^\[?(?:127\.|::1\b|localhost)")
@@ -144,7 +145,7 @@ def _unresolved(run: Run) -> list[Finding]:
             Culprit(hosts=hosts or None),
             confidence,
             reading.quote(*facts[:8]),
-            _NAME.format(name=name),
+            _NAME.format(name=word(name)),
             time=facts[0].time,
         )
     ]
@@ -166,7 +167,7 @@ def _resolved(run: Run) -> list[Finding]:
                 Culprit(hosts=[fact.host] if fact.host else None),
                 0.95,
                 reading.quote(fact),
-                f"getent ahosts {name}   # then mend /etc/hosts (no 127.0.1.1 line, the real address) or give --master the numeric address",
+                f"getent ahosts {word(name)}   # then mend /etc/hosts (no 127.0.1.1 line, the real address) or give --master the numeric address",
             )
         )
     return result

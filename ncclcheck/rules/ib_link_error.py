@@ -55,6 +55,7 @@ from ncclcheck.evidence._reads import Statement
 from ncclcheck.model import Culprit, Fact, Finding, Run
 from ncclcheck.rules import _fabric as fabric
 from ncclcheck.rules import _reading as reading
+from ncclcheck.safe_text import word
 
 EXPLAINS = ("roce_gid", "mtu_mismatch", "wrong_hca_path", "rank_died_exception", "peer_reset", "network_unreachable", "rpc_timeout")
 
@@ -107,7 +108,7 @@ def _down(run: Run) -> list[Finding]:
     port = str(facts[0].get("device") or facts[0].get("interface"))
     culprit = Culprit(hosts=hosts or None, interface=port)
     title = f"the link of {port} went down{f' on {hosts[0]}' if hosts else ''}"
-    return [Finding("ib-link-error", title, culprit, 0.75, reading.quote(*facts[:6]), REMEDY.replace("{device}", port), time=facts[0].time)]
+    return [Finding("ib-link-error", title, culprit, 0.75, reading.quote(*facts[:6]), REMEDY.replace("{device}", word(port)), time=facts[0].time)]
 
 
 def _rdma(fact: Fact) -> bool:
@@ -123,4 +124,4 @@ def _unanswered(run: Run) -> list[Finding]:
     card = next((str(fact.get("interface")) for fact in facts if fact.get("interface")), "mlx5_X")
     peer, status = facts[0].get("peer", ""), facts[0].get("status")
     title = f"the peer {peer} does not answer over InfiniBand (status {status}): a port, cable or switch on the way failed"
-    return [Finding("ib-link-error", title, Culprit(hosts=hosts or None), 0.7, reading.quote(*facts[:4]), REMEDY.replace("{device}", card))]
+    return [Finding("ib-link-error", title, Culprit(hosts=hosts or None), 0.7, reading.quote(*facts[:4]), REMEDY.replace("{device}", word(card)))]

@@ -10,8 +10,9 @@ Spares
 
 from ncclcheck.model import Culprit, Fact, Finding, Run
 from ncclcheck.rules import _reading as reading
+from ncclcheck.safe_text import word
 
-EXPLAINS = ("agent_lost",)
+EXPLAINS = ("agent_lost", "missing_rank_at_rendezvous")
 
 
 def check(run: Run) -> list[Finding]:
@@ -23,7 +24,7 @@ def check(run: Run) -> list[Finding]:
             Culprit(hosts=[fact.host] if fact.host else None),
             0.96,
             reading.quote(fact),
-            f"on {fact.host or 'every node'}: ncclcheck --version   # must be the same everywhere; if it is, change the token: somebody else has it",
+            f"on {word(fact.host) if fact.host else 'every node'}: ncclcheck --version   # must be the same everywhere; if it is, make a new token",
         )
         for fact in run.of("invalid-message")
     ]

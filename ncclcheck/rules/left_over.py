@@ -14,6 +14,7 @@ Spares
 
 from ncclcheck.model import Culprit, Finding, Run
 from ncclcheck.rules import _reading as reading
+from ncclcheck.safe_text import word
 
 
 def check(run: Run) -> list[Finding]:
@@ -25,7 +26,7 @@ def check(run: Run) -> list[Finding]:
             Culprit(hosts=[fact.host] if fact.host else None),
             0.7,
             reading.quote(fact),
-            f"on {fact.host}: grep -l NCCLCHECK_RUN /proc/*/environ   # what is left; end it by pid",
+            f"on {word(fact.host)}: grep -l NCCLCHECK_RUN /proc/*/environ   # what is left; end it by pid",
         )
         for fact in run.of("no-answer")
         if fact.get("order") == "Stop"
@@ -40,7 +41,7 @@ def check(run: Run) -> list[Finding]:
                 Culprit(hosts=[host] if host else None),
                 0.9,
                 reading.quote(*facts),
-                f"on {host}: a process in uninterruptible I/O waits for a driver or a disk (dmesg -T | tail); remove files of /dev/shm by hand",
+                f"on {word(host)}: a process in uninterruptible I/O waits for a driver or a disk (dmesg -T | tail); remove files of /dev/shm by hand",
             )
         )
     return result

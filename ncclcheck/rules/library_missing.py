@@ -42,6 +42,7 @@ from __future__ import annotations
 from ncclcheck.evidence._reads import Statement
 from ncclcheck.model import Culprit, Finding, Run
 from ncclcheck.rules import _reading as reading
+from ncclcheck.safe_text import word
 
 EXPLAINS = ("rank_died_exception", "missing_rank_at_rendezvous", "rank_exited_early")
 
@@ -117,7 +118,7 @@ def check(run: Run) -> list[Finding]:
             Culprit(hosts=hosts),
             0.97,
             reading.quote(*(fact for fact in run.of("not-installed") if fact.get("distribution") == name)),
-            f"pip install 'ncclcheck[{name}]' there, into the environment that ncclcheck runs from",
+            f"pip install {word(f'ncclcheck[{name}]')} there, into the environment that ncclcheck runs from",
         )
         for (name, need), hosts in lacking.items()
     ]

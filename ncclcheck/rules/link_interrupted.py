@@ -2,7 +2,8 @@
 
 The kernel counts how often a link was lost, so that is beyond doubt. Where no node lost its own link, an outage further away is concluded
 from two things together: no rank moved for longer than its collective may take, though none of them wanted for a CPU, and the kernel waited
-in vain for answers meanwhile, which it gives by itself however busy a machine is.
+in vain for answers meanwhile, which it gives by itself however busy a machine is. An outage shows so at both ends: data is lost in one
+direction, or its acknowledgements in the other. Of a job on one host, the network is no matter.
 
 Blames
     fact outage @ b interface=eth0 losses=1 timeouts=2
@@ -24,14 +25,25 @@ Spares
     fact outage @ b interface=eth0 losses=0 timeouts=1
 
 Spares
+    fact outage @ a interface=eth0 losses=0 timeouts=2
+    fact stood-still seconds=3 step=all_reduce seq=40 network=True starved=0
+
+Spares
+    rank 0 @ a: init, all_reduce
+    rank 1 @ a: init, all_reduce
+    fact outage @ a interface=eth0 losses=1 timeouts=2
+
+Spares
     fact stood-still seconds=3 step=all_reduce seq=40 network=True starved=0
 
 Spares
     fact outage @ a interface=eth0 losses=0 timeouts=2
+    fact outage @ b interface=eth0 losses=0 timeouts=1
     fact stood-still seconds=3 step=all_reduce seq=40 network=True starved=2
 
 Spares
     fact outage @ a interface=eth0 losses=0 timeouts=2
+    fact outage @ b interface=eth0 losses=0 timeouts=1
     fact stood-still seconds=3 step=checkpoint seq=40 network=False starved=0
 """
 
@@ -41,6 +53,7 @@ from collections.abc import Sequence
 
 from ncclcheck.model import Culprit, Fact, Finding, Run
 from ncclcheck.rules import _reading as reading
+from ncclcheck.safe_text import word
 
 EXPLAINS = ("peer_reset", "slow_network", "slow_rank")
 
@@ -50,6 +63,8 @@ NAMED = 8  # hosts
 
 def check(run: Run) -> list[Finding]:
     """One finding for all links that were lost; else one for a standstill of the network."""
+    if run.ranks and len({who.host for who in run.ranks.values()}) < 2:
+        return []
     lost = [fact for fact in run.of("outage") if fact.host and fact.get("losses", 0) > 0]
     return _links(run, lost) if lost else _standstill(run)
 
@@ -77,9 +92,9 @@ def _links(run: Run, lost: Sequence[Fact]) -> list[Finding]:
 def _standstill(run: Run) -> list[Finding]:
     waited = [fact for fact in run.of("outage") if fact.host and fact.get("timeouts", 0) > 0]
     still = _stood_still(run)
-    if not (waited and still):
-        return []
     hosts = sorted({str(fact.host) for fact in waited})
+    if len(hosts) < 2 or not still:
+        return []
     return [
         Finding(
             "link-interrupted",
@@ -110,5 +125,8 @@ def _times(count: int) -> str:
 
 def _remedy(host: str, interface: str) -> str:
     if ":" in interface:
-        return f"on {host}: ibstat; dmesg -T | grep -i -e mlx -e link | tail   # then the cable, its transceiver and the port of the switch"
-    return f"on {host}: ip -s -s link show {interface}; dmesg -T | grep -i link | tail   # then the cable, its transceiver and the port of the switch"
+        return f"on {word(host)}: ibstat; dmesg -T | grep -i -e mlx -e link | tail   # then the cable, its transceiver and the port of the switch"
+    return (
+        f"on {word(host)}: ip -s -s link show {word(interface)}; dmesg -T | grep -i link | tail"
+        "   # then the cable, its transceiver and the port of the switch"
+    )

@@ -92,6 +92,7 @@ Spares
 from ncclcheck.evidence._reads import Statement
 from ncclcheck.model import Culprit, Evidence, Fact, Finding, Run
 from ncclcheck.rules import _reading as reading
+from ncclcheck.safe_text import word
 
 MOST_RANKS = 1 << 16
 REFUSED, NOT_LOCAL = 111, 99  # errno; the second is what [::1] gives where IPv6 is off
@@ -256,7 +257,7 @@ def _nodes(run: Run) -> list[Finding]:
             Culprit(ranks=ranks, hosts=hosts or None),
             0.95,
             reading.quote(*missing, call),
-            f"start the same ncclcheck command there, with --node-rank {missing[0].get('node_rank')} and the same --nnodes and --master; "
+            f"start the same ncclcheck command there, with --node-rank {word(missing[0].get('node_rank'))} and the same --nnodes and --master; "
             "if it runs, read what it says: it names what keeps it from node 0",
         )
     ]
@@ -270,7 +271,8 @@ def _node0(run: Run) -> list[Finding]:
             Culprit(hosts=[str(fact.get("name"))]),
             0.85,
             [Evidence("", 0, str(fact.get("text")))],
-            f"start node 0 (the same command with --node-rank 0) on {fact.get('name')}, or correct --master if node 0 has another address or port",
+            f"start node 0 (the same command with --node-rank 0) on {word(fact.get('name'))}, or correct --master if "
+            "node 0 has another address or port",
         )
         for fact in run.of("master")
         if fact.get("answer") == "refused"
@@ -287,7 +289,7 @@ def _absent(run: Run) -> list[Finding]:
             Culprit(ranks=list(fact.get("ranks")), hosts=[fact.host] if fact.host else None),
             0.95,
             reading.quote(fact),
-            f"on {fact.host}: look at launcher.log in the run directory, and at what its start command is; " + _REMEDY,
+            f"on {word(fact.host)}: look at launcher.log in the run directory, and at what its start command is; " + _REMEDY,
         )
         for fact in run.of("absent")
     ]

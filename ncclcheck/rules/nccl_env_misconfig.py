@@ -76,6 +76,7 @@ from collections import Counter
 from ncclcheck.evidence._reads import Statement
 from ncclcheck.model import Culprit, Fact, Finding, Run
 from ncclcheck.rules import _reading as reading
+from ncclcheck.safe_text import word
 
 EXPLAINS = ("memlock_limit", "kernel_regression", "peer_reset", "rank_died_exception")
 
@@ -184,7 +185,7 @@ def _differing(name: str, facts: list[Fact], speakers: list[str]) -> list[Findin
             values[str(fact.get("value"))].append(fact.host)
     told = [host for hosts in values.values() for host in hosts]
     silent = [host for host in speakers if host not in told]
-    remedy = f"export {name} with one value on every node, or unset {name} everywhere; grep {name} /etc/nccl.conf ~/.nccl.conf"
+    remedy = f"export {word(name)} with one value on every node, or unset {word(name)} everywhere; grep {word(name)} /etc/nccl.conf ~/.nccl.conf"
     if len(values) > 1 and len(set(told)) > 1:
         said = ", ".join(f"{value} on {', '.join(hosts)}" for value, hosts in values.items())
         return [

@@ -95,9 +95,10 @@ def check(run: Run) -> list[Finding]:
         return []
     odd = min(counts, key=lambda version: (counts[version], [int(part) for part in re.findall(r"\d+", version)]))
     facts = [fact for version, fact in single if version == odd]
-    others = [next(fact for version, fact in single if version == other) for other in counts if other != odd]
+    first = dict(reversed(single))  # version -> who said it first
+    others = [first[other] for other in counts if other != odd]
     hosts = list(dict.fromkeys(fact.host for fact in facts if fact.host))
-    apart = not any(fact.host in hosts for fact in others)  # on one host they may belong to different jobs
+    apart = {fact.host for fact in others}.isdisjoint(hosts)  # on one host they may belong to different jobs
     hosts = hosts if apart else []
     ranks = sorted({fact.rank for fact in facts if fact.rank is not None}) if not hosts else []
     where = f" ({odd} on {', '.join(hosts)})" if hosts else ""

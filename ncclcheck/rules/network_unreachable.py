@@ -76,6 +76,7 @@ from ncclcheck import waits
 from ncclcheck.model import Culprit, Fact, Finding, Run
 from ncclcheck.rules import _paths as paths
 from ncclcheck.rules import _reading as reading
+from ncclcheck.safe_text import word
 
 EXPLAINS = ("gpu_kernel_stuck", "slow_rank", "peer_reset", "rank_killed", "slow_network", "link_interrupted")
 
@@ -104,7 +105,7 @@ def _tried(run: Run) -> list[Finding]:
     culprit = paths.blame(run, ways, paths.open_ways(run))
     interfaces = [fact for fact in paths.broken(run) if fact.host in (culprit.hosts or ())]
     said = paths.of_interfaces(run, culprit.hosts or ()) or f"{bad[0].host} gets no answer from {bad[0].get('peer')} ({bad[0].get('address')})"
-    first = (culprit.hosts or ("each host",))[0]
+    place = word(culprit.hosts[0]) if culprit.hosts else "each host"
     return [
         Finding(
             "network-unreachable",
@@ -112,8 +113,8 @@ def _tried(run: Run) -> list[Finding]:
             culprit,
             0.95 if interfaces else 0.85,
             reading.quote(*interfaces, *bad[:6], *run.of("agent-lost")[:2], *run.of("clock")),
-            f"on {first}: ip -s link; ip addr; ip route   # is the interface up, has it its address? then from {bad[0].host}: ping -c 3 "
-            f"{bad[0].get('address') or 'PEER'}, and look at cable, switch port and firewalls; a host that is down looks the same",
+            f"on {place}: ip -s link; ip addr; ip route   # is the interface up, has it its address? then from {word(bad[0].host)}: ping -c 3 "
+            f"{word(bad[0].get('address') or 'PEER')}, and look at cable, switch port and firewalls; a host that is down looks the same",
             ["dmesg -T | grep -i link on both hosts"],
         )
     ]
@@ -128,7 +129,8 @@ def _interface(run: Run, fact: Fact) -> Finding:
         Culprit(hosts=[str(fact.host)], interface=str(fact.get("interface"))),
         0.95,
         reading.quote(fact, *run.of("agent-lost")[:2], *run.of("clock")),
-        f"on {fact.host}: ip addr show {fact.get('interface')}; journalctl -n 100 -u NetworkManager -u systemd-networkd   # who took it away?",
+        f"on {word(fact.host)}: ip addr show {word(fact.get('interface'))}; journalctl -n 100 -u NetworkManager -u systemd-networkd"
+        "   # who took it away?",
     )
 
 
@@ -159,7 +161,8 @@ def _cut(run: Run) -> list[Finding]:
             Culprit(hosts=named or None),
             0.9 if errors else 0.65,
             [*reading.quote(*errors[:4]), *wait.evidence[:4]],
-            f"from {named[0] if named else 'each host'}: ip route get PEER_ADDRESS; ping -c 3 PEER_ADDRESS; ip -s link   # is the interface up, "
+            f"from {word(named[0]) if named else 'each host'}: ip route get PEER_ADDRESS; ping -c 3 PEER_ADDRESS; ip -s link"
+            "   # is the interface up, "
             "is there a route, is the network link down or does a firewall drop it?",
             ["ip -s link and ip route on every node", "dmesg -T | grep -i link on every node"],
         )
@@ -181,7 +184,8 @@ def _announced(run: Run) -> list[Finding]:
             Culprit(hosts=hosts),
             0.6,
             [*reading.quote(*run.of("clock")), *reading.positions(run, [step.rank for step in steps])],
-            f"from {hosts[0]}: ping -c 3 {hosts[1]} && ip -s link   # then check firewalls for all ports, the link and the routes between them",
+            f"from {word(hosts[0])}: ping -c 3 {word(hosts[1])} && ip -s link"
+            "   # then check firewalls for all ports, the link and the routes between them",
             ["ip -s link and ip route on every node", "NCCL_DEBUG=INFO output of every rank"],
         )
     ]

@@ -66,19 +66,23 @@ def _unsettled(run: Run, kind: str) -> bool:
     """Whether a symptom of this kind stands in the report, and its log does not show that it came to nothing."""
     facts = run.of(kind)
     if kind in _RETRIED:
-        return any(not _stands(run, fact, ("joined-all", "ended"), after=True) for fact in facts)
+        last = _lines(run, "joined-all", "ended")
+        return any(not fact.source or max(last.get(fact.source.file, ()), default=0) <= fact.source.line for fact in facts)
     if kind in _LATE:
-        return any(not _stands(run, fact, ("ended",), after=False) for fact in facts)
+        ends = _lines(run, "ended")
+        return any(not fact.source or min(ends.get(fact.source.file, ()), default=fact.source.line + 1) > fact.source.line for fact in facts)
     return bool(facts)
 
 
-def _stands(run: Run, symptom: Fact, kinds: tuple[str, ...], *, after: bool) -> bool:
-    """Whether a fact of these kinds stands in the same file, after (or before) the symptom."""
-    return any(
-        fact.source and symptom.source and fact.source.file == symptom.source.file and (fact.source.line > symptom.source.line) is after
-        for kind in kinds
-        for fact in run.of(kind)
-    )
+def _lines(run: Run, *kinds: str) -> dict[str, tuple[int, int]]:
+    """The first and the last line of each file on which a fact of these kinds stands."""
+    lines: dict[str, tuple[int, int]] = {}
+    for kind in kinds:
+        for fact in run.of(kind):
+            if fact.source:
+                first, last = lines.get(fact.source.file, (fact.source.line, fact.source.line))
+                lines[fact.source.file] = min(first, fact.source.line), max(last, fact.source.line)
+    return lines
 
 
 def check(run: Run) -> list[Finding]:

@@ -9,6 +9,7 @@ Spares
 """
 
 from ncclcheck.model import Culprit, Evidence, Finding, Run
+from ncclcheck.rules import _reading as reading
 
 
 def check(run: Run) -> list[Finding]:
@@ -20,7 +21,7 @@ def check(run: Run) -> list[Finding]:
             Culprit(hosts=[fact.host] if fact.host else None),
             0.95,
             [Evidence("", 0, f"{fact.get('file')} was looked for, for {fact.get('seconds'):g} s")],
-            f"on {fact.host}: {fact.get('remedy')}",
+            f"on {reading.place(fact.host)}: {fact.get('remedy')}",
         )
         for fact in run.of("no-token")
     ]

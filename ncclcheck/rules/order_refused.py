@@ -23,7 +23,7 @@ def check(run: Run) -> list[Finding]:
             Culprit(hosts=[fact.host] if fact.host else None),
             0.97,
             reading.quote(fact),
-            f"on {fact.host}: type the same ncclcheck command as on node 0: every probe, --inject, --allow-network-faults, --model",
+            f"on {reading.place(fact.host)}: type the same ncclcheck command as on node 0: every probe, --inject, --allow-network-faults, --model",
         )
         for fact in run.of("order-refused")
     ]

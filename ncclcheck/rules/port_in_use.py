@@ -51,12 +51,18 @@ Blames
     => -
 
 Spares
+    fact bind @ a address=fe80::1 port=29600 errno=22 text=x
+
+Spares
     fact master @ b name=node0 address=10.0.0.1 port=29600 answer=token text=closed
 """
 
+import errno
+
 from ncclcheck.evidence._reads import Statement
-from ncclcheck.model import Culprit, Evidence, Finding, Run
+from ncclcheck.model import Culprit, Evidence, Fact, Finding, Run
 from ncclcheck.rules import _reading as reading
+from ncclcheck.safe_text import word
 
 EXPLAINS = ("rank_died_exception", "missing_rank_at_rendezvous")
 _REMEDY = (
@@ -127,9 +133,10 @@ def check(run: Run) -> list[Finding]:
             Culprit(hosts=[fact.host] if fact.host else None),
             0.97,
             reading.quote(fact),
-            f"ss -ltnp 'sport = :{fact.get('port')}'   # end that program, or give every node another port: --master {fact.get('address')}:PORT",
+            f"ss -ltnp {_listener(fact)}   # end that program, or give every node another port: --master {word(fact.get('address'))}:PORT",
         )
         for fact in run.of("bind")
+        if fact.get("errno") in (None, errno.EADDRINUSE)
     ]
     strange = [
         Finding(
@@ -138,9 +145,13 @@ def check(run: Run) -> list[Finding]:
             Culprit(hosts=[str(fact.get("name"))]),
             0.9,
             [Evidence("", 0, str(fact.get("text")))],
-            f"on {fact.get('name')}: ss -ltnp 'sport = :{fact.get('port')}'   # who is it? or on every node: --master {fact.get('name')}:PORT",
+            f"on {word(fact.get('name'))}: ss -ltnp {_listener(fact)}   # who is it? or on every node: --master {word(fact.get('name'))}:PORT",
         )
         for fact in run.of("master")
         if fact.get("answer") in ("silent", "closed", "other")
     ]
     return taken + strange
+
+
+def _listener(fact: Fact) -> str:
+    return word(f"sport = :{fact.get('port')}")

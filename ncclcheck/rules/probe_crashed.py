@@ -21,6 +21,7 @@ Spares
 
 from ncclcheck.model import Culprit, Finding, Run
 from ncclcheck.rules import _reading as reading
+from ncclcheck.safe_text import word
 
 EXPLAINS = ("missing_rank_at_rendezvous", "rank_died_exception", "rank_exited_early", "peer_reset")
 
@@ -39,7 +40,7 @@ def check(run: Run) -> list[Finding]:
                 Culprit(hosts=list(dict.fromkeys(fact.host for fact in own if fact.host))),
                 0.8,
                 reading.quote(*[*(fact for fact in run.of("traceback") if fact.rank == first.rank), first][:2]),
-                f"read the traceback on {first.host or 'its host'} (in the run directory); alike on all ranks, it is probably the installation",
+                f"read the traceback on {reading.place(first.host)} (in the run directory); alike on all ranks, it is probably the installation",
             )
         )
     for fact in (fact for fact in run.of("launcher-failed") if fact.get("code") > 0):
@@ -51,7 +52,7 @@ def check(run: Run) -> list[Finding]:
                 Culprit(hosts=[fact.host] if fact.host else None),
                 0.85,
                 reading.quote(fact),
-                f"read launcher.log of {fact.host} in the run directory, and try there: python -m torch.distributed.run --help",
+                f"read launcher.log of {reading.place(fact.host)} in the run directory, and try there: python -m torch.distributed.run --help",
             )
         )
     return result + [
@@ -61,7 +62,7 @@ def check(run: Run) -> list[Finding]:
             Culprit(hosts=[fact.host] if fact.host else None),
             0.9,
             reading.quote(fact),
-            f"report this with the traceback that is kept on {fact.host}: {fact.get('traceback')}",
+            f"report this with the traceback that is kept on {word(fact.host)}: {word(fact.get('traceback'))}",
         )
         for fact in run.of("agent-failed")
         if not reading.could_not_write(fact)

@@ -40,6 +40,7 @@ Spares
 from ncclcheck import waits
 from ncclcheck.model import Culprit, Finding, Run
 from ncclcheck.rules import _reading as reading
+from ncclcheck.safe_text import word
 
 EXPLAINS = (
     "rank_stuck_in_python",
@@ -77,7 +78,7 @@ def _mute(run: Run) -> list[Finding]:
             run.blame([rank]),
             0.65,
             [*reading.quote(*here[:2]), *(wait.evidence[:2] if wait else ())],
-            f"on {here[0].host or 'its host'}: grep State /proc/{here[0].pid or 'PID'}/status   # T (stopped): kill -CONT (SIGCONT), and "
+            f"on {reading.place(here[0].host)}: grep State /proc/{here[0].pid or 'PID'}/status   # T (stopped): kill -CONT (SIGCONT), and "
             "find out who stopped it: SIGSTOP, a debugger, Ctrl-Z, a frozen cgroup; otherwise py-spy dump --native --pid PID",
         )
     ]
@@ -91,7 +92,7 @@ def _stopped(run: Run) -> list[Finding]:
             Culprit(hosts=[fact.host] if fact.host else None),
             0.95,
             reading.quote(fact),
-            f"on {fact.host}: kill -CONT {fact.pid}   # but first: who stopped it?",
+            f"on {word(fact.host)}: kill -CONT {fact.pid}   # but first: who stopped it?",
         )
         for fact in run.of("launcher-stopped")
     ]
@@ -107,7 +108,7 @@ def _stopped(run: Run) -> list[Finding]:
                 run.blame([rank]),
                 0.85,
                 reading.quote(fact),
-                f"on {fact.host or 'its host'}: kill -CONT {fact.pid or 'PID'}   # SIGCONT; but who sent SIGSTOP: a debugger, Ctrl-Z, a cgroup?",
+                f"on {reading.place(fact.host)}: kill -CONT {fact.pid or 'PID'}   # SIGCONT; but who sent SIGSTOP: a debugger, Ctrl-Z, a cgroup?",
             )
         )
     return launchers + [
@@ -117,7 +118,7 @@ def _stopped(run: Run) -> list[Finding]:
             run.blame([fact.rank]),
             0.97,
             reading.quote(fact, *([stacks[fact.rank]] if fact.rank in stacks else [])),
-            f"on {fact.host or 'its host'}: kill -CONT {fact.pid or 'PID'}   # SIGCONT; but who stopped it? SIGSTOP, a debugger, Ctrl-Z, a cgroup",
+            f"on {reading.place(fact.host)}: kill -CONT {fact.pid or 'PID'}   # SIGCONT; but who stopped it? SIGSTOP, a debugger, Ctrl-Z, a cgroup",
         )
         for fact in run.of("stopped")
         if fact.rank is not None

@@ -46,11 +46,13 @@ import re
 from ncclcheck.evidence._reads import Clue
 from ncclcheck.model import Culprit, Fact, Finding, Run
 from ncclcheck.rules import _reading as reading
+from ncclcheck.safe_text import word
 
 EXPLAINS = ("rank_stuck_in_python", "rank_exited_early", "network_unreachable", "peer_reset")
 
 READS = (Clue("restarted", r"(?P<left>\d+/\d+) attempts left; will restart worker group"),)
 
+_QUOTES = str.maketrans("", "", "'\"")  # of an error that is quoted itself
 _ADVICE = (  # what is known of errors that many programs meet
     (
         r"Expected to have finished reduction in the prior iteration",
@@ -93,8 +95,8 @@ def check(run: Run) -> list[Finding]:
             Culprit(ranks=ranks or None, hosts=hosts or None) if run.sources else run.blame(ranks),
             _confidence(run, first),
             reading.quote(*(logs or same)),
-            f"read the traceback of {f'rank {ranks[0]}' if ranks else who} on {first.host or 'its host'} and mend what it names "
-            f"({reading.error(first)}{where}); the other ranks only wait for it or fail after it{_advice(first)}",
+            f"read the traceback of {f'rank {ranks[0]}' if ranks else 'a process'} on {reading.place(first.host)} and mend what it names "
+            f"({word(reading.error(first).translate(_QUOTES) + where)}); the other ranks only wait for it or fail after it{_advice(first)}",
             time=first.time,
         )
     ]
@@ -127,7 +129,7 @@ def _silent(run: Run) -> list[Finding]:
             run.blame([rank]),
             0.85,
             reading.quote(fact),
-            f"read the log of rank {rank} on {fact.host or 'its host'} in the run directory: something in it called exit({fact.get('code')})",
+            f"read the log of rank {rank} on {reading.place(fact.host)} in the run directory: something in it called exit({fact.get('code')})",
         )
         for rank, fact in codes.items()
         if rank not in spoke

@@ -20,6 +20,12 @@ Blames
     => 1
 
 Blames
+    rank 0 @ a: init, all_reduce... | error RuntimeError: Connection reset by peer
+    rank 1 @ b: init, all_reduce... | gone -9
+    fact launcher-signalled @ b signal=15
+    => 1
+
+Blames
     rank 0 @ a: init...
     rank 1 @ b: init | exit -9
     fact launcher-failed @ b code=1
@@ -79,6 +85,7 @@ from collections.abc import Mapping
 from ncclcheck import waits
 from ncclcheck.model import Culprit, Evidence, Fact, Finding, Run
 from ncclcheck.rules import _reading as reading
+from ncclcheck.safe_text import word
 
 EXPLAINS = (
     "rank_stuck_in_python",
@@ -144,7 +151,7 @@ _ABORTED = (
 
 def check(run: Run) -> list[Finding]:
     """Ranks that died without a word of their own: as their launcher saw it, or because nothing but silence is left of them."""
-    return _cancelled(run) or _ended(run) or _unnamed(run) or _silent(run) or _interrupted(run)
+    return _cancelled(run) or _ended_by_launcher(run) or _ended(run) or _unnamed(run) or _silent(run) or _interrupted(run)
 
 
 def _interrupted(run: Run) -> list[Finding]:
@@ -210,7 +217,7 @@ def _silent(run: Run) -> list[Finding]:
             run.blame([rank]),
             0.5 + 0.12 * sum(signs) if heard else 0.7,  # without its own log: it may have raised, or left
             evidence,
-            f"on {(run.hosts([rank]) or ['its host'])[0] or 'its host'}: {_REMEDY}",
+            f"on {reading.place(next(iter(run.hosts([rank])), None))}: {_REMEDY}",
             [f"the end of rank {rank}'s log and its launcher's log", "dmesg -T of its host"],
         )
     ]
@@ -219,6 +226,30 @@ def _silent(run: Run) -> list[Finding]:
 def _wait_lines(found: waits.Waits, rank: int) -> list[Evidence]:
     wait = found.of(rank)
     return list(wait.evidence[:3]) if wait else []
+
+
+def _ended_by_launcher(run: Run) -> list[Finding]:
+    """Ranks whose launcher was asked to end by a signal: whoever sent it wanted the job gone, and no rank is at fault."""
+    facts = [fact for fact in run.of("launcher-signalled") if fact.host]
+    hosts = list(dict.fromkeys(str(fact.host) for fact in facts))
+    ranks = sorted({fact.rank for kind in ("exit", "gone") for fact in run.of(kind) if fact.rank is not None and fact.host in hosts})
+    if not ranks:
+        return []
+    name = _signal(-int(facts[0].get("signal")))
+    named = run.name(ranks[0]) if len(ranks) == 1 else f"{len(ranks)} ranks, {run.name(ranks[0])} among them"
+    where = f", {reading.at(run, ranks[0])}{reading.bystanders(run, ranks)}" if run.steps else ""
+    return [
+        Finding(
+            "rank-killed",
+            f"torchrun of {', '.join(hosts[:8])} was asked to end by {name} (who sent it is not known), and ended {named}{where}",
+            run.blame(ranks),
+            0.95,
+            reading.quote(*facts[:8], *(fact for fact in run.of("gone") if fact.rank in ranks[:4])),
+            f"on {word(hosts[0])}: journalctl --since -10min | grep -iE 'slurm|kubelet|systemd|signal'; last -5"
+            "   # a scheduler's limit or preemption, an "
+            "eviction, a person? scontrol show job JOB, kubectl describe pod POD",
+        )
+    ]
 
 
 def _ended(run: Run) -> list[Finding]:
@@ -249,7 +280,7 @@ def _ended(run: Run) -> list[Finding]:
                 run.blame([rank]),
                 0.97 if code is not None else 0.6,
                 reading.quote(*([exit_] if exit_ and exit_ is not gone else []), gone),
-                f"on {gone.host or 'its host'}: {_remedy(code)}",
+                f"on {reading.place(gone.host)}: {_remedy(code)}",
             )
         )
     return result

@@ -57,6 +57,7 @@ Spares
 from ncclcheck import recorder, waits
 from ncclcheck.model import Fact, Finding, Run
 from ncclcheck.rules import _reading as reading
+from ncclcheck.safe_text import word
 
 EXPLAINS = ("network_unreachable", "slow_rank", "gpu_kernel_stuck", "p2p_mismatch", "rpc_timeout")
 
@@ -152,7 +153,8 @@ def _remedy(run: Run, rank: int, stack: Fact | None) -> str:
     pid = who.pid if who and who.pid else "PID"
     spot = str(stack.get("own")) if stack and stack.get("own") else "the top of that stack"
     return (
-        f"on {who.host if who and who.host else 'its host'}: py-spy dump --pid {pid}   # then mend what holds rank {rank} at {spot}: a lock, a data "
+        f"on {reading.place(who.host if who else None)}: py-spy dump --pid {pid}"
+        f"   # then mend what holds rank {rank} at {word(spot)}: a lock, a data "
         "loader, a checkpoint or a branch that only this rank takes. Where it only takes long, give init_process_group a longer timeout"
     )
 
@@ -164,11 +166,15 @@ def _announced(run: Run) -> list[Finding]:
     gone = {fact.rank for kind in ("gone", "stopped", "error", "done") for fact in run.of(kind)}
     if not inside:
         return []
-    newest = max(step.seq for step in inside)
+    newest = max(inside, key=lambda step: step.seq)
     stacks = {fact.rank: fact for fact in run.of("stack")}
+    states: dict[int | None, list[Fact]] = {}
+    for fact in run.of("state"):
+        states.setdefault(fact.rank, []).append(fact)
     elsewhere = {rank for rank, stack in stacks.items() if not _communicates(stack.get("frames", []))}
     # on a GPU a rank counts as inside what it issued and has not waited for: its stack says whether it is
-    stuck = [rank for rank, step in last.items() if step.seq < newest and rank not in gone and (step.local or not step.inside or rank in elsewhere)]
+    behind = [step for step in last.values() if step.seq < newest.seq and step.rank not in gone]
+    stuck = [step.rank for step in behind if step.local or not step.inside or step.rank in elsewhere]
     result = []
     for rank in stuck:
         stack = stacks.get(rank)
@@ -176,15 +182,15 @@ def _announced(run: Run) -> list[Finding]:
         result.append(
             Finding(
                 "rank-stuck-in-python",
-                f"{run.name(rank)} sits{spot} and never entered {reading.operation(max(inside, key=lambda s: s.seq))}; it is {reading.at(run, rank)}"
+                f"{run.name(rank)} sits{spot} and never entered {reading.operation(newest)}; it is {reading.at(run, rank)}"
                 f"{reading.bystanders(run, [rank])}",
                 run.blame([rank]),
                 0.95 if stack else 0.8,
                 [
-                    *reading.quote(*([stack] if stack else []), *(fact for fact in run.of("state") if fact.rank == rank)),
+                    *reading.quote(*([stack] if stack else []), *states.get(rank, ())),
                     *reading.positions(run, [rank]),
                 ],
-                f"on {run.ranks[rank].host if rank in run.ranks else 'its host'}: py-spy dump --pid "
+                f"on {reading.place(run.ranks[rank].host if rank in run.ranks else None)}: py-spy dump --pid "
                 f"{run.ranks[rank].pid if rank in run.ranks else 'PID'}   # then mend what holds it at the top of that stack",
             )
         )

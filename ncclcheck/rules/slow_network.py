@@ -91,6 +91,7 @@ from ncclcheck.echo import LARGEST
 from ncclcheck.model import Fact, Finding, Run
 from ncclcheck.rules import _paths as paths
 from ncclcheck.rules import _reading as reading
+from ncclcheck.safe_text import word
 from ncclcheck.units import bytes_text
 
 EXPLAINS = ("network_unreachable", "slow_rank")
@@ -204,7 +205,7 @@ def _finding(run: Run, slow: Slow) -> Finding:
         culprit,
         0.9 if said else 0.85 if len(slow.facts) > 1 else 0.7,
         reading.quote(*(fact for fact in paths.changed(run) if fact.host in (culprit.hosts or ())), *slow.facts[:6], *run.of("clock")),
-        REMEDY.format(host=host, peer=there if host == here else here),
+        REMEDY.format(host=word(host) if culprit.hosts else host, peer=word(there if host == here else here)),
     )
 
 

@@ -86,7 +86,7 @@ def _measured(run: Run) -> list[Finding]:
 
 
 def _host(run: Run, rank: int) -> str:
-    return (rank in run.ranks and run.ranks[rank].host) or "its host"
+    return reading.place(run.ranks[rank].host if rank in run.ranks else None)
 
 
 def _with_what(run: Run, rank: int) -> str:

@@ -11,6 +11,10 @@ Blames
     => a
 
 Blames
+    fact bind @ a address=fe80::1 port=29600 errno=22 text=x
+    => a
+
+Blames
     log node-a/rank0.log: torch.distributed.DistStoreError: Timed out after 16 seconds waiting for clients. 2/4 clients joined.
     log node-b/rank2.log: [E socket.cpp:818] [c10d] The client socket has failed to connect to any network address of (10.9.0.77, 29500). \
 (errno: 113 - No route to host).
@@ -40,17 +44,22 @@ Blames
     => 2
 
 Spares
+    fact bind @ a address=10.0.0.1 port=29600 errno=98 owner=python
+
+Spares
     fact master @ b name=node0 address=10.0.0.1 port=29600 answer=refused text=refused
 
 Spares
     log node-a/rank0.log: torch.distributed.DistStoreError: Timed out after 16 seconds waiting for clients. 2/4 clients joined.
 """
 
+import errno
 import re
 
 from ncclcheck.model import Culprit, Evidence, Fact, Finding, Run
 from ncclcheck.rules import _reading as reading
 from ncclcheck.rules.hostname_resolution import LOOPBACK, plausible
+from ncclcheck.safe_text import word
 
 EXPLAINS = ("missing_rank_at_rendezvous", "rank_died_exception", "peer_reset", "store_lost")
 _TITLES = {
@@ -69,7 +78,23 @@ _DOCKER = re.compile(r"172\.17\.\d")  # docker0, as it comes: containers of othe
 
 def check(run: Run) -> list[Finding]:
     """What a node saw when it tried the master address."""
-    return [*_tried(run), *_no_name(run), *_store(run)]
+    return [*_tried(run), *_bound(run), *_no_name(run), *_store(run)]
+
+
+def _bound(run: Run) -> list[Finding]:
+    """An address or port at which node 0 may not listen; that somebody else does is another cause."""
+    return [
+        Finding(
+            "wrong-master-addr",
+            f"node 0 ({fact.host}) cannot listen at {fact.get('address')}, port {fact.get('port')}: {fact.get('text')}",
+            Culprit(hosts=[fact.host] if fact.host else None),
+            0.9,
+            reading.quote(fact),
+            "ip -br addr   # give --master, on every node, node 0's address on the network they share, and a port above 1023: --master ADDR:29600",
+        )
+        for fact in run.of("bind")
+        if fact.get("errno") not in (None, errno.EADDRINUSE)
+    ]
 
 
 def _no_name(run: Run) -> list[Finding]:
@@ -123,7 +148,7 @@ def _finding(facts: list[Fact], title: str, confidence: float, port: object, run
         Culprit(ranks=ranks or None, hosts=hosts or None),
         confidence,
         reading.quote(*failed[:6], *(fact for fact in facts if fact not in failed)),
-        remedy.format(port=port),
+        remedy.format(port=word(port)),
         time=failed[0].time,
     )
 

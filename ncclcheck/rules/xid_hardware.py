@@ -86,8 +86,10 @@ def check(run: Run) -> list[Finding]:
     facts = [fact for fact in [*run.of("xid"), *lost] if isinstance(fact.get("code"), int) and fact.get("code") not in FOLLOWING]
     if all(fact.get("code") in SOFTWARE for fact in facts) and (run.of("error") or run.of("error-line")):
         return result  # the program's own fault, most likely: its error says more
-    for host in dict.fromkeys(fact.host for fact in facts):
-        here = [fact for fact in facts if fact.host == host]
+    by_host: dict[str | None, list[Fact]] = {}
+    for fact in facts:
+        by_host.setdefault(fact.host, []).append(fact)
+    for host, here in by_host.items():
         codes = sorted({int(fact.get("code")) for fact in here})
         hard = [code for code in codes if code not in SOFTWARE]
         devices = list(dict.fromkeys(f"{host or ''}:{fact.get('device')}" for fact in here if fact.get("device")))
@@ -104,12 +106,19 @@ def check(run: Run) -> list[Finding]:
 def _ranks(run: Run, event: Fact) -> list[int]:
     """The ranks whose GPU an Xid is about: the one on that PCI bus, as NCCL calls it, else the process that the driver names."""
     bus = _bus(str(event.get("device", "")))
-    on_it = [
-        rank.rank
-        for rank in run.ranks.values()
-        if bus is not None and _bus(rank.device.pci_bus_id or "") == bus and (not event.host or rank.host in ("", event.host))
-    ]
+    there = {} if bus is None else run.once(_by_bus).get(bus, {})
+    hosts = ("", event.host) if event.host else tuple(there)
+    on_it = [rank for host in hosts for rank in there.get(host, ())]
     return on_it if on_it else [] if event.rank is None else [event.rank]
+
+
+def _by_bus(run: Run) -> dict[int, dict[str, list[int]]]:
+    """The ranks whose GPU is on each PCI bus, by their host."""
+    result: dict[int, dict[str, list[int]]] = {}
+    for rank in run.ranks.values():
+        if (bus := _bus(rank.device.pci_bus_id or "")) is not None:
+            result.setdefault(bus, {}).setdefault(rank.host, []).append(rank.rank)
+    return result
 
 
 def _bus(text: str) -> int | None:
