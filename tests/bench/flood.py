@@ -106,7 +106,20 @@ def flood(host: Host, target: str, rate: float, cores: str) -> Iterator[None]:
 
 def once(switch: Switch, folder: Path, cores: str) -> tuple[float, str, int]:
     """Seconds of a run of `bandwidth` on the first two hosts, its verdict, and the strangers that it counted."""
-    common = ("probe", "bandwidth", "--nnodes", "2", "--master", "10.78.0.1", "--nproc-per-node", "1", "--format", "json", "--token", "a-token-of-the-bench")
+    common = (
+        "probe",
+        "bandwidth",
+        "--nnodes",
+        "2",
+        "--master",
+        "10.78.0.1",
+        "--nproc-per-node",
+        "1",
+        "--format",
+        "json",
+        "--token",
+        "a-token-of-the-bench",
+    )
     jobs: list[Job] = []
     began = time.monotonic()
     for rank, host in enumerate(switch.hosts[:2]):
