@@ -128,7 +128,7 @@ def test_a_stranger_in_node_0s_place_is_obeyed_in_nothing(scene: str, two_hosts:
 @pytest.mark.timeout(200)
 def test_a_crowd_of_strangers_changes_nothing_but_is_named(two_hosts: TwoHosts, attack: Any) -> None:
     port = next(PORTS)
-    jobs = [two_hosts.start(host, *words(port, rank, "bandwidth"), "--budget", "8s") for rank, host in enumerate(two_hosts.hosts)]
+    jobs = [two_hosts.start(host, *words(port, rank, "bandwidth"), "--budget", "25s") for rank, host in enumerate(two_hosts.hosts)]
     until(lambda: two_hosts.left() and "all 2 here" in jobs[0].err, SOON, "both nodes")
     until(lambda: jobs[0].announced(0, "all_reduce"), SOON, "a launch at work")
     before = sockets(jobs[0].process.pid)
