@@ -127,7 +127,7 @@ class TwoHosts:
             job.kill()
         for process in self._others:
             process.kill()
-            process.communicate()
+            process.wait() if process.stdout and process.stdout.closed else process.communicate()
         for host in self.hosts:
             host.close()
 

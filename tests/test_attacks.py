@@ -201,8 +201,13 @@ def test_an_environment_that_a_hostile_node_0_orders_reaches_no_rank(two_hosts: 
     attacker = attack(two_hosts.a, "node0", "environment", port, str(tmp_path))
     attacker.says("listens")
     job = two_hosts.start(two_hosts.b, *words(port, 1, "bandwidth"))
-    pid = until(lambda: job.ranks().get(1), SOON, "rank 1")
-    environ = dict(environments())[pid]
+    mark = f"NCCLCHECK_RUN={attackers.RUN}".encode()
+
+    def launched() -> Any:
+        found = (environ for _, environ in environments() if mark in environ and any(each.startswith(b"NCCLCHECK_DIR=") for each in environ))
+        return next(found, None)
+
+    environ = until(launched, SOON, "a launcher, whose environment its ranks get")
     assert not [each for each in environ if b"antigravity" in each or b"owned" in each]
     attacker.end()
     assert ended(job) == 3, job.out
