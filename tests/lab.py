@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import subprocess
@@ -127,7 +128,9 @@ class TwoHosts:
             job.kill()
         for process in self._others:
             process.kill()
-            process.wait() if process.stdout and process.stdout.closed else process.communicate()
+            with contextlib.suppress(ValueError):  # a test has closed its output
+                process.communicate()
+            process.wait()
         for host in self.hosts:
             host.close()
 
