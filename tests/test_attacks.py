@@ -51,8 +51,9 @@ class Attacker:
         raise AssertionError(f"the attacker ended without {word!r}: {self.process.wait(SOON)}")
 
     def end(self) -> None:
-        self.process.kill()
-        self.process.communicate()
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.communicate()
 
 
 @pytest.fixture
