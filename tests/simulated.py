@@ -167,7 +167,7 @@ class Node:
         versions = {"torch": "2.13.0", "vllm": None, "ray": None, "nvidia-nccl-cu12": "2.28.9"}
         return wire.Hello(
             wire.PROTOCOL, "test", self._job.nodes, number, each, self._host, os.getpid(), "flags", addresses, gpus, versions, True, None,
-            (address, 9), doors, wire.Permits(registry.names("probes")),
+            (address, 9), doors, permits=wire.Permits(registry.names("probes")),
         )  # fmt: skip
 
     async def _beat(self, hello: wire.Hello) -> None:
