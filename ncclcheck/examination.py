@@ -41,7 +41,7 @@ class Bundles:
         self.failed: dict[int, str] = {}  # who could make none, and why
 
     def add(self, node: int, part: int, count: int, data: bytes, error: str) -> None:
-        """One part has come; with `error`, or where it is none of a bundle, nothing more is taken from this node."""
+        """One part has come; with `error`, or where it is none of a bundle, nothing more is taken from this node. Each part is taken once."""
         last = part == count - 1
         whole = len(data) == PART or (last and len(data) <= PART)
         if not error and not (0 <= part < count <= LARGEST // PART and count == self._counts.get(node, count) and whole):
@@ -49,7 +49,7 @@ class Bundles:
         if error:
             self.failed[node] = error
             self._come.pop(node, None)
-        elif node not in self.failed:
+        elif node not in self.failed and part not in self._come.get(node, ()):
             self._counts[node] = count
             safe_files.folder(self._folder)
             with open(safe_files.private(str(self._path(node)), os.O_WRONLY | os.O_CREAT), "wb") as file:

@@ -226,6 +226,7 @@ class Members:
                     raise
                 self.drop(number)
                 lost[number] = f"its agent was lost: {reason}"
+        self.bundles = None  # what comes now is too late
         late = {number: f"nothing came in {seconds:g} s" for number in self._numbers.values()}
         return {number: why for number, why in (late | lost | bundles.failed).items() if number not in bundles.whole()}
 

@@ -49,6 +49,14 @@ class Host:
         """What to put before a command to run it here."""
         return "nsenter", "--target", str(self.pid), "--net", "--uts", "--mount", "--"
 
+    def carrier_changes(self) -> int:
+        """How often its end of the cable has come up or gone down."""
+        from pyroute2 import IPRoute
+
+        with IPRoute(netns=f"/proc/{self.pid}/ns/net") as ip:
+            (cable,) = ip.get_links(ifname=self.interface)
+            return int(cable.get_attr("IFLA_CARRIER_CHANGES"))
+
     def close(self) -> None:
         """Let the host go, with its end of the cable."""
         assert self._keeper.stdin

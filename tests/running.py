@@ -77,10 +77,10 @@ class Job:
         """The run's directory, as soon as it is there."""
         return until(lambda: next(iter(self.folder.glob("ncclcheck-runs/20*-*-*")), None), SOON, "a run directory")
 
-    def announced(self, rank: int, step: str) -> bool:
-        """Whether a rank has announced a step of this name."""
+    def announced(self, rank: int, step: str, times: int = 1) -> bool:
+        """Whether a rank has announced steps of this name so often."""
         lines = b"".join(path.read_bytes() for path in self.folder.glob(f"ncclcheck-runs/*/*/*/rank{rank}.jsonl"))
-        return f'"step":"{step}'.encode() in lines
+        return lines.count(f'"step":"{step}'.encode()) >= times
 
     def ranks(self) -> dict[int, int]:
         """rank -> pid of the ranks that run now (pids as this process sees them)."""

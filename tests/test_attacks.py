@@ -281,7 +281,7 @@ def test_a_thousand_hellos_of_one_who_has_the_token_end_in_a_verdict(late: bool,
 
 def test_parts_of_a_bundle_without_end_are_bounded_and_named(two_hosts: TwoHosts, attack: Any) -> None:
     port = next(PORTS)
-    cluster = ("--nnodes", "2", "--node-rank", "0", "--nproc-per-node", "1", "--master", f"10.77.0.1:{port}", "--roll-call-timeout", "60s")
+    cluster = ("--nnodes", "2", "--node-rank", "0", "--master", f"10.77.0.1:{port}", "--roll-call-timeout", "60s")
     job = two_hosts.start(two_hosts.a, "triage", "--live", *cluster, "--format", "json")
     attack(two_hosts.b, "bundles", "500", port).says("met")
     assert ended(job, 150) == 3, job.out
@@ -295,9 +295,7 @@ def test_a_nodes_link_stays_up_where_only_node_0s_user_allowed_to_break_it(two_h
     port = next(PORTS)
     allowed = ("--allow-network-faults", "--inject", "link_down@rank=1,after=5")
     jobs = [two_hosts.start(host, *words(port, rank, "training"), *(() if rank else allowed)) for rank, host in enumerate(two_hosts.hosts)]
-    changes = subprocess.Popen([*two_hosts.b.enter, "cat", f"/sys/class/net/{two_hosts.b.interface}/carrier_changes"], stdout=subprocess.PIPE)
-    before = changes.communicate()[0]
+    before = two_hosts.b.carrier_changes()
     assert [ended(job) for job in jobs] == [3, 3]
     assert causes(jobs[0])[0] == "order-refused" and "--inject link_down" in jobs[0].out and "node-b" in jobs[0].out
-    after = subprocess.run([*two_hosts.b.enter, "cat", f"/sys/class/net/{two_hosts.b.interface}/carrier_changes"], capture_output=True, check=True)
-    assert before == after.stdout and not [job.left() for job in jobs if job.left()]
+    assert before == two_hosts.b.carrier_changes() and not [job.left() for job in jobs if job.left()]

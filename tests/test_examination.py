@@ -19,7 +19,8 @@ def test_a_bundle_arrives_as_it_was_sent_in_whatever_order(tmp_path: Path) -> No
         assert bundles.done() == set()
         bundles.add(1, number, len(pieces), pieces[number], "")
     (path,) = bundles.name({1: "../gpu/02"})
-    assert path.parent == tmp_path and path.read_bytes() == sent
+    bundles.add(1, 0, len(pieces), bytes(PART), "")  # again: too late
+    assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == sent
 
 
 @pytest.mark.parametrize(("part", "count", "size"), [(-1, 1, 4), (1, 1, 4), (0, 0, 4), (0, LARGEST // PART + 1, 4), (0, 1, PART + 1), (1, 3, 4)])

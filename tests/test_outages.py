@@ -48,7 +48,7 @@ def training(tmp_path: Path) -> Iterator[Job]:
 
 def finding(job: Job, script: str) -> Mapping[str, Any]:
     """What is said of a job on whose node 1 the script ran, once all collectives had been issued many times."""
-    until(lambda: job.announced(1, "checkpoint"), SOON, "training at work")
+    until(lambda: job.announced(1, "checkpoint", times=20), SOON, "training at work")
     enter = ("nsenter", "--net", "--target", str(children(job.process.pid)[1]), "--", sys.executable, "-c", script, str(OUTAGE))
     subprocess.run(enter, check=True, timeout=SOON)
     assert job.wait(2 * SOON) == 1, job.out + job.err
