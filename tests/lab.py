@@ -130,8 +130,8 @@ class TwoHosts:
         mark = self.mark.encode()
         return [pid for pid, environ in environments() if mark in environ]
 
-    def close(self) -> None:
-        """End everything that was started here and let the hosts go."""
+    def end(self) -> None:
+        """End everything that was started here."""
         for job in self._jobs:
             job.kill()
         for process in self._others:
@@ -139,6 +139,10 @@ class TwoHosts:
             with contextlib.suppress(ValueError):  # a test has closed its output
                 process.communicate()
             process.wait()
+
+    def close(self) -> None:
+        """End everything that was started here and let the hosts go."""
+        self.end()
         for host in self.hosts:
             host.close()
 
